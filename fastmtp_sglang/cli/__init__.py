@@ -1,0 +1,24 @@
+"""The command `fastmtp`: one module a command, and nothing heavy imported until one runs."""
+
+import sys
+
+import typer
+
+from fastmtp_sglang.errors import FastMTPError
+
+app = typer.Typer(
+    name="fastmtp",
+    help="Lossless multi-token-prediction decoding on the stock SGLang wheel.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; a FastMTPError becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except FastMTPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""SGLang on a machine without an accelerator: the platform, its attention and its torch ops."""

@@ -1,0 +1,1 @@
+"""The MTP head: its configuration, torch module, checkpoint and SGLang serving model."""
