@@ -66,20 +66,25 @@ def checkpoint_damage() -> str | None:
     )
 
 
-def draft_head(num_steps: int = 3, progress: cache.Progress = cache.silent) -> DraftHead:
-    """Return the head that ships with this package, else an untrained one made in the cache."""
+def draft_head(num_steps: int | None = None, progress: cache.Progress = cache.silent) -> DraftHead:
+    """Return the head that ships with this package, else an untrained one made in the cache.
+
+    `num_steps` is the K that an untrained head is made for; None for the default of 3.
+    """
     if (_SHIPPED_HEAD / "config.json").is_file():
         return DraftHead(_SHIPPED_HEAD, trained=True)
+
+    steps = num_steps or 3
 
     def build(out: Path) -> None:
         from fastmtp_sglang.head.checkpoint import init_head  # imports torch
 
         progress("making an untrained draft head")
-        init_head(target, out, num_speculative_steps=num_steps)
+        init_head(target, out, num_speculative_steps=steps)
 
     target = checkpoint(progress)
     path = cache.built(
-        f"smollm2-untrained-head-k{num_steps}", build, version=_HEAD_VERSION, progress=progress
+        f"smollm2-untrained-head-k{steps}", build, version=_HEAD_VERSION, progress=progress
     )
     return DraftHead(path, trained=False)
 
