@@ -1,0 +1,194 @@
+"""`fastmtp demo`: a real model through a real server, with FASTMTP and without, side by side.
+
+Two SGLang servers one after the other answer the same prompts greedily, one prompt at a time; the
+first answer of each is a warm-up and is not measured. With --json the last line of stdout is one
+object, and everything else goes to stderr.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastmtp_sglang.comparison import Answer, Comparison
+
+PROMPTS = (
+    ("English", "Explain in a few sentences why the sky is blue during the day."),
+    ("story", "Tell a short story about a lighthouse keeper who finds a message in a bottle."),
+    ("code", "Write a Python function that returns the n-th Fibonacci number without recursion."),
+    ("code review", "What is wrong with this C code? `int *f() { int x = 3; return &x; }`"),
+    ("math", "A train covers 120 km in 90 minutes. What is its average speed in km/h?"),
+    ("Chinese", "请用中文简单介绍一下长城。"),
+    ("French", "Quels sont les trois plus grands fleuves de France ?"),
+    ("list", "Name ten fruits, one on each line, in alphabetical order."),
+)
+MAX_NEW_TOKENS = 96
+
+
+def demo(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object on stdout.")
+    ] = False,
+    num_steps: Annotated[
+        int | None, typer.Option(min=1, help="Tokens drafted per step (K). Default: 3.")
+    ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Head directory. Default: the embedded head."
+        ),
+    ] = None,
+) -> None:
+    """Answer eight prompts with SmolLM2 with and without FASTMTP, and compare.
+
+    The exit code is 1 if any answer differs.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=as_json, highlight=False)
+    # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda number, _: sys.exit(128 + number))
+    comparison, trained = _measure(console, num_steps, draft)
+    console.print(_table(comparison))
+    for line in _verdict(comparison, trained):
+        console.print(line)
+    if as_json:
+        print(json.dumps(comparison.summary()), flush=True)
+    if not comparison.all_identical:
+        raise typer.Exit(1)
+
+
+def _measure(
+    console: "Console", num_steps: int | None, draft: Path | None
+) -> tuple["Comparison", bool | None]:
+    """Run both servers; also tell whether the head is trained (None: the user's own)."""
+    from fastmtp_sglang import smollm2
+    from fastmtp_sglang.cli.serve import speculation_flags
+    from fastmtp_sglang.comparison import Comparison
+
+    def progress(message: str) -> None:
+        console.print(f"[dim]{message}[/dim]")
+
+    model = smollm2.checkpoint(progress)
+    trained = None
+    if draft is None:
+        head = smollm2.draft_head(num_steps, progress)
+        draft, trained = head.path, head.trained
+    flags = [*smollm2.DEMO_FLAGS, *speculation_flags(str(draft), num_steps)]
+
+    fastmtp = _answers(console, "with FASTMTP", model, flags, live=True)
+    baseline = _answers(console, "without speculation", model, smollm2.DEMO_FLAGS, live=False)
+    return Comparison(baseline, fastmtp), trained
+
+
+def _answers(
+    console: "Console", label: str, model: Path, flags: Sequence[str], *, live: bool
+) -> tuple["Answer", ...]:
+    """Serve `model`, answer the first prompt as a warm-up (shown if `live`), then all of them."""
+    from fastmtp_sglang.comparison import ask
+    from fastmtp_sglang.server_process import ServerProcess
+    from fastmtp_sglang.smollm2 import chat_prompt
+
+    def waiting(seconds: float, _: str) -> None:
+        status.update(f"starting SGLang {label}: {seconds:.0f} s")
+
+    began = time.monotonic()
+    with (
+        console.status(f"starting SGLang {label}") as status,
+        ServerProcess(model, flags, on_wait=waiting) as server,
+    ):
+        console.print(f"[dim]SGLang {label} is up after {time.monotonic() - began:.0f} s[/dim]")
+        first = chat_prompt(PROMPTS[0][1])
+        if live:
+            status.stop()  # a spinner and text that grows would overwrite each other
+            console.print(f"\n[bold]{PROMPTS[0][1]}[/bold]")
+            ask(server.url, first, MAX_NEW_TOKENS, partial(_show, console))
+            console.print("\n")
+            status.start()
+        else:
+            ask(server.url, first, MAX_NEW_TOKENS)
+        answers = []
+        for number, (name, question) in enumerate(PROMPTS, 1):
+            status.update(f"answering {label}: {number} of {len(PROMPTS)}, {name}")
+            answers.append(ask(server.url, chat_prompt(question), MAX_NEW_TOKENS))
+        status.update(f"stopping SGLang {label}")
+    return tuple(answers)
+
+
+def _show(console: "Console", text: str) -> None:
+    console.print(text, end="", markup=False, soft_wrap=True)
+    console.file.flush()
+
+
+def _table(comparison: "Comparison") -> "Table":
+    from rich.table import Table
+
+    from fastmtp_sglang.comparison import Comparison, first_difference
+
+    table = Table(title="SmolLM2-135M-Instruct, greedy, one request at a time")
+    table.add_column("prompt")
+    for name in ("tokens", "identical", "acceptance", "baseline", "FASTMTP", "speedup"):
+        table.add_column(name, justify="right")
+    for (name, _), baseline, fastmtp in zip(
+        PROMPTS, comparison.baseline, comparison.fastmtp, strict=True
+    ):
+        position = first_difference(baseline, fastmtp)
+        identical = "yes" if position is None else f"[red]no, from token {position}[/red]"
+        _add_row(table, name, identical, Comparison((baseline,), (fastmtp,)))
+    table.add_section()
+    total = f"{comparison.identical} of {len(PROMPTS)}"
+    _add_row(table, "all", total, comparison, style="bold")
+    table.caption = "acceptance: tokens per verification; baseline, FASTMTP: tokens/s end to end"
+    return table
+
+
+def _add_row(
+    table: "Table", name: str, identical: str, part: "Comparison", style: str | None = None
+) -> None:
+    figures = part.summary()
+    length = figures["acceptance_length"]
+    speeds = figures["tokens_per_second"]
+    table.add_row(
+        name,
+        str(sum(len(answer.token_ids) for answer in part.fastmtp)),
+        identical,
+        "-" if length is None else f"{length:.2f}",
+        f"{speeds['baseline']:.1f}",
+        f"{speeds['fastmtp']:.1f}",
+        f"{figures['speedup']:.2f}x",
+        style=style,
+    )
+
+
+def _verdict(comparison: "Comparison", trained: bool | None) -> list[str]:
+    """Return what the figures mean, one line each."""
+    if comparison.all_identical:
+        lines = ["Every answer is identical, token id by token id."]
+    else:
+        wrong = len(PROMPTS) - comparison.identical
+        lines = [
+            f"[red]{wrong} of {len(PROMPTS)} answers differ: FASTMTP must never change a greedy "
+            "answer. Please report this with the output of `fastmtp doctor`.[/red]"
+        ]
+    if trained is False:
+        lines.append(
+            "The draft head is untrained: nearly every draft is rejected, so FASTMTP costs time "
+            "here. It pays with a trained head (--draft DIR)."
+        )
+    elif comparison.speedup < 1:
+        lines.append(
+            f"FASTMTP is slower than the baseline here ({comparison.speedup:.2f}x): too few drafts "
+            "are accepted for what they cost; a smaller --num-steps may pay."
+        )
+    return lines

@@ -1,0 +1,175 @@
+"""`fastmtp demo` from the command line to its exit code, with a stand-in for the servers.
+
+The real demo is in tests/serving. Alone: pytest tests/cli/test_demo.py
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fastmtp_sglang import server_process, smollm2
+from fastmtp_sglang.cli import demo
+from fastmtp_sglang.errors import FastMTPError
+
+FAKE = Path(__file__).parents[1] / "fake_sglang.py"
+
+
+@pytest.fixture(autouse=True)
+def embedded(monkeypatch, tmp_path):
+    """Stand in for servers, model and head; returns a function that sets `trained`."""
+    monkeypatch.setattr(server_process, "launch_prefix", lambda: [sys.executable, str(FAKE)])
+    monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/cache/smollm2"))
+
+    def head(trained: bool) -> None:
+        made = smollm2.DraftHead(Path("/cache/head"), trained)
+        monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: made)
+
+    head(trained=True)
+    return head
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    app.command()(demo.demo)
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    yield lambda *arguments: CliRunner().invoke(app, arguments)
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+def test_identical_answers(run):
+    result = run()
+    assert result.exit_code == 0
+    assert "Every answer is identical, token id by token id." in result.stdout
+    assert "8 of 8" in result.stdout
+    assert demo.PROMPTS[0][1] in result.stdout  # the live question
+    for name, _ in demo.PROMPTS:
+        assert name in result.stdout
+
+
+def test_json_is_the_only_thing_on_stdout(run):
+    result = run("--json")
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    summary = json.loads(line)
+    assert list(summary) == [
+        *("requests", "identical", "acceptance_length", "tokens_per_second", "speedup"),
+    ]
+    assert (summary["requests"], summary["identical"]) == (8, 8)
+    assert summary["acceptance_length"] == 1.75  # 1 + 3 / 4, and not the server's own 2.0
+    assert list(summary["tokens_per_second"]) == ["baseline", "fastmtp"]
+    speeds = summary["tokens_per_second"]
+    assert summary["speedup"] == pytest.approx(speeds["fastmtp"] / speeds["baseline"], rel=0.01)
+    assert "Every answer is identical" in result.stderr
+
+
+def test_a_different_answer_fails(run, monkeypatch):
+    monkeypatch.setenv("FAKE_ANSWERS", "differs")
+    result = run("--json")
+    assert result.exit_code == 1
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["requests"], summary["identical"]) == (8, 7)  # one prompt contains "code"
+    assert "1 of 8 answers differ" in result.stderr
+    assert "no, from" in result.stderr
+
+
+def test_missing_counters_are_an_error(run, monkeypatch):
+    monkeypatch.setenv("FAKE_ANSWERS", "uncounted")
+    result = run("--json")
+    assert isinstance(result.exception, FastMTPError)
+    assert "no speculation counters" in str(result.exception)
+    assert result.stdout == ""
+
+
+def test_an_untrained_head_is_admitted(run, embedded):
+    assert "untrained" not in run().stdout
+    embedded(trained=False)
+    assert "The draft head is untrained" in run().stdout
+
+
+def test_flags_of_the_two_servers(run, monkeypatch, tmp_path):
+    seen = []
+    original = server_process.ServerProcess.__init__
+
+    def spy(self, model, args=(), **kwargs):
+        seen.append((model, list(args)))
+        original(self, model, args, **kwargs)
+
+    monkeypatch.setattr(server_process.ServerProcess, "__init__", spy)
+    assert run("--num-steps", "1", "--draft", str(tmp_path)).exit_code == 0
+    common = list(smollm2.DEMO_FLAGS)
+    assert seen == [
+        (
+            Path("/cache/smollm2"),
+            [
+                *common,
+                *("--speculative-algorithm", "FASTMTP"),
+                *("--speculative-draft-model-path", str(tmp_path)),
+                *("--speculative-num-steps", "1"),
+            ],
+        ),
+        (Path("/cache/smollm2"), common),
+    ]
+
+
+def test_a_missing_draft_directory_is_a_usage_error(run, tmp_path):
+    result = run("--draft", str(tmp_path / "none"))
+    assert result.exit_code == 2
+
+
+def test_a_server_that_does_not_start_shows_its_log(run, monkeypatch):
+    monkeypatch.setenv("FAKE_DIES", "1")
+    result = run()
+    assert isinstance(result.exception, FastMTPError)
+    assert "ValueError: this flag is wrong" in str(result.exception)
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+import typer
+from fastmtp_sglang import server_process, smollm2
+from fastmtp_sglang.cli import demo
+
+fake = sys.argv[1]
+server_process.launch_prefix = lambda: [sys.executable, fake]
+smollm2.checkpoint = lambda progress: Path("m")
+smollm2.draft_head = lambda num_steps, progress: smollm2.DraftHead(Path("h"), True)
+original = server_process.ServerProcess.start
+
+def start(self):
+    self._on_wait = lambda *_: print(self.pid, flush=True)
+    original(self)
+
+server_process.ServerProcess.start = start
+sys.argv = ["demo", "--json"]
+typer.run(demo.demo)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_demo_leaves_no_server(number):
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(FAKE)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "FAKE_SECONDS": "60"},
+    ) as process:
+        server = int(process.stdout.readline())
+        os.kill(server, 0)
+        process.send_signal(number)
+        assert process.wait(15) != 0
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{server}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
