@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from fastmtp_sglang.cli import demo, doctor, head, serve, vocab
 from fastmtp_sglang.errors import FastMTPError
 
 app = typer.Typer(
@@ -13,6 +14,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.command("doctor")(doctor.doctor)
+app.add_typer(head.app, name="head")
+app.add_typer(vocab.app, name="vocab")
 
 
 def main() -> None:

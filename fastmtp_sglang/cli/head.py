@@ -1,0 +1,31 @@
+"""`fastmtp head`: make draft heads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make a draft head for a target model.", no_args_is_help=True)
+
+
+@app.callback()
+def head() -> None:
+    """Make a draft head for a target model."""
+
+
+@app.command()
+def init(
+    target: Annotated[
+        str, typer.Option(help="Target: a checkpoint directory, a cached hub id, or `smollm2`.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to create for the head.")],
+    num_steps: Annotated[int, typer.Option(help="K, the number of tokens drafted per step.")] = 3,
+) -> None:
+    """Write an untrained head: a copy of the target's last layer, ready to be trained or served."""
+    from fastmtp_sglang import smollm2
+    from fastmtp_sglang.head.checkpoint import init_head
+
+    source = smollm2.checkpoint() if target == "smollm2" else Path(target)
+    init_head(source, out, num_speculative_steps=num_steps)
+    print(f"wrote an untrained head with K={num_steps} to {out}")
+    print(f"serve it: fastmtp serve {target} --draft {out}")

@@ -1,0 +1,237 @@
+"""The SGLang names that we override, call or read, and the check that they are still what we know.
+
+The check reads SGLang's sources (no import: every process runs it at start-up) and compares each
+hook's parameters with the table. An SGLang release that renames one is then refused with one clear
+message at registration, instead of failing in the middle of serving.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SUPPORTED = ">=0.5.23,<0.6"
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One name of SGLang that we depend on.
+
+    Attributes:
+        kind: "override" (we replace or extend it), "call" or "read".
+        path: dotted module, a colon, and the function, class, attribute or Class.method in it.
+        parameters: for functions and methods, the parameters that we pass or receive, in order,
+            separated by blanks and without self; the installed function must start with them.
+            None for other names.
+    """
+
+    kind: str
+    path: str
+    parameters: str | None = None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A hook that the installed SGLang lacks or has in another form."""
+
+    hook: Hook
+    found: str
+
+    def __str__(self) -> str:
+        parameters = self.hook.parameters
+        expected = "" if parameters is None else f"({', '.join(parameters.split())})"
+        return f"{self.hook.path}{expected} [{self.hook.kind}]: {self.found}"
+
+
+_SPEC = "sglang.srt.speculative"
+_OPS = "sglang.kernels.ops.speculative"
+_PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
+_ATTENTION = "sglang.srt.layers.attention"
+_WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
+
+HOOKS: tuple[Hook, ...] = (
+    # The algorithm.
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.is_eagle", ""),
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.supports_mixed_chunk", ""),
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.supports_grammar_overlap", ""),
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.handle_server_args", "server_args"),
+    Hook(
+        "override",
+        f"{_SPEC}.spec_registry:CustomSpecAlgo.build_disagg_draft_input",
+        "batch last_tokens_tensor future_map",
+    ),
+    Hook("call", f"{_SPEC}.spec_registry:get_spec", "name"),
+    Hook("override", f"{_SPEC}.spec_info:SpeculativeAlgorithm.need_topk", ""),
+    Hook("override", f"{_SPEC}.spec_info:SpeculativeAlgorithm.carries_draft_hidden_states", ""),
+    Hook(
+        "override",
+        f"{_SPEC}.spec_info:SpeculativeAlgorithm.create_future_map",
+        "device req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
+    ),
+    Hook(
+        "call",
+        f"{_SPEC}.spec_info:SpeculativeAlgorithm.register",
+        "name supports_overlap validate_server_args spec_class",
+    ),
+    Hook(
+        "call",
+        f"{_SPEC}.eagle_disaggregation:build_eagle_disagg_draft_input",
+        "batch last_tokens_tensor future_map",
+    ),
+    Hook("call", "sglang.srt.managers.overlap_utils:FutureMap"),
+    Hook("call", "sglang.srt.arg_groups.model_override_base:model_config_of", "server_args"),
+    # The worker.
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.__init__", _WORKER_ARGS),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.__init__", _WORKER_ARGS),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_token_map", ""),
+    Hook("call", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_lm_head", ""),
+    Hook("read", "sglang.srt.models.registry:ModelRegistry"),
+    # The CPU platform.
+    Hook("override", f"{_PLATFORM}.get_default_attention_backend", ""),
+    Hook("override", f"{_PLATFORM}.supports_speculative_algorithm", "algorithm"),
+    Hook("override", f"{_PLATFORM}.get_speculative_worker_cls", "algorithm"),
+    Hook("override", f"{_PLATFORM}.get_kv_pool_cls", "kind"),
+    Hook("override", f"{_PLATFORM}.get_speculative_cache_locs_fn", ""),
+    Hook("override", f"{_PLATFORM}.init_backend", ""),
+    Hook("override", f"{_PLATFORM}.post_load_model", "model"),
+    Hook(
+        "override",
+        "sglang.srt.mem_cache.memory_pool:MHATokenToKVPool._init_kv_copy_and_warmup",
+        "",
+    ),
+    Hook(
+        "override",
+        f"{_ATTENTION}.base_attn_backend:AttentionBackend.init_forward_metadata",
+        "forward_batch",
+    ),
+    Hook(
+        "override",
+        f"{_ATTENTION}.base_attn_backend:AttentionBackend.forward_extend",
+        "q k v layer forward_batch save_kv_cache",
+    ),
+    Hook("call", f"{_ATTENTION}.attention_registry:register_attention_backend", "name"),
+    Hook(
+        "override",
+        "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod.apply",
+        "layer x bias",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.layers.quantization.unquant:UnquantizedEmbeddingMethod.apply",
+        "layer x bias",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func",
+        "req_pool_indices req_to_token start_offset end_offset out_cache_loc batch_size",
+    ),
+    Hook("override", f"{_OPS}.gather_spec_extras:gather_spec_extras"),
+    Hook(
+        "override",
+        f"{_OPS}.cache_locs:assign_draft_cache_locs_contiguous_func",
+        "req_pool_indices req_to_token seq_lens out_cache_loc topk num_cols positions mrope",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.eagle:fill_bonus_tokens_func",
+        "accept_tokens accept_lens bonus_tokens accept_stride batch_size",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.spec_tree:build_tree_kernel_efficient_func",
+        "parent_list top_scores_index seq_lens tree_mask positions retrieve_index "
+        "retrieve_next_token retrieve_next_sibling topk spec_steps num_verify_tokens "
+        "tree_mask_mode",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.spec_tree:verify_tree_greedy_func",
+        "predicts accept_index accept_token_num candidates retrieve_index retrieve_next_token "
+        "retrieve_next_sibling target_predict topk",
+    ),
+    Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_decode_backend", ""),
+    Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_draft_extend_backend", ""),
+    Hook("override", f"{_SPEC}.spec_utils:_select_top_k_tokens_later"),
+)
+
+
+def check() -> list[Mismatch]:
+    """Compare the installed SGLang with the table; an empty list means that all hooks match."""
+    return [Mismatch(hook, found) for hook in HOOKS if (found := _difference(hook)) is not None]
+
+
+def report(mismatches: list[Mismatch]) -> str:
+    """One message with SGLang's version, each mismatch and the way out."""
+    version = importlib.metadata.version("sglang")
+    lines = "\n".join(f"  {mismatch}" for mismatch in mismatches)
+    return (
+        f"fastmtp-sglang does not know SGLang {version}; --speculative-algorithm fastmtp is not "
+        f"registered and SGLang runs without it. What differs:\n{lines}\n"
+        f"Install an SGLang that it was built for (pip install 'sglang{SUPPORTED}') or a newer "
+        "fastmtp-sglang (pip install -U fastmtp-sglang)."
+    )
+
+
+def _difference(hook: Hook) -> str | None:
+    module, name = hook.path.split(":")
+    names = _definitions(module)
+    if names is None:
+        return "the module is missing"
+    if name not in names:
+        return "missing"
+    if hook.parameters is None:
+        return None
+    expected, actual = tuple(hook.parameters.split()), names[name]
+    if actual is None:
+        return "no longer a function"
+    if actual[: len(expected)] != expected:
+        return f"now takes ({', '.join(actual)})"
+    return None
+
+
+@cache
+def _definitions(module: str) -> dict[str, tuple[str, ...] | None] | None:
+    """Parameters of every function and method of a module by qualified name, None for other names."""
+    path = _source(module)
+    if path is None:
+        return None
+    found: dict[str, tuple[str, ...] | None] = {}
+    for node in ast.parse(path.read_text()).body:
+        _collect(node, "", found)
+    return found
+
+
+def _collect(node: ast.stmt, prefix: str, found: dict[str, tuple[str, ...] | None]) -> None:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        arguments = node.args
+        names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        found[prefix + node.name] = tuple(n for n in names if n not in ("self", "cls"))
+    elif isinstance(node, ast.ClassDef):
+        found[prefix + node.name] = None
+        for child in node.body:
+            _collect(child, f"{prefix}{node.name}.", found)
+    elif isinstance(node, ast.Assign):
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                found[prefix + target.id] = None
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        found[prefix + node.target.id] = None
+    elif isinstance(node, ast.If | ast.Try):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt):
+                _collect(child, prefix, found)
+
+
+def _source(module: str) -> Path | None:
+    spec = importlib.util.find_spec("sglang")
+    if spec is None or spec.origin is None:
+        return None
+    base = Path(spec.origin).parent.joinpath(*module.split(".")[1:])
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None

@@ -1,0 +1,133 @@
+"""Sampling for verification on a CPU: what SGLang has only as CUDA kernels, in torch.
+
+Shapes: bs requests, n = K + 1 rows each, V vocabulary entries. Probabilities are float32.
+"""
+
+import torch
+
+
+def record_acceptance(
+    accepted: torch.Tensor,
+    tokens: torch.Tensor,
+    predicts: torch.Tensor,
+    accept_index: torch.Tensor,
+    accept_token_num: torch.Tensor,
+    retrieve_index: torch.Tensor,
+) -> None:
+    """Write how many drafts each request keeps in the form that SGLang reads.
+
+    Args:
+        accepted: int [bs], accepted drafts, 0..K.
+        tokens: int64 [bs, n], the token that follows each row.
+        predicts: int32 [bs * n], written.
+        accept_index: int32 [bs, n], written; row numbers of the accepted rows, -1 beyond.
+        accept_token_num: int32 [bs], written.
+        retrieve_index: int64 [bs, n].
+    """
+    n = tokens.shape[1]
+    predicts.copy_(tokens.flatten())
+    accept_token_num.copy_(accepted)
+    kept = torch.arange(n) <= accepted.unsqueeze(1)
+    accept_index.copy_(torch.where(kept, retrieve_index, -1))
+
+
+def top_k_renorm(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
+    """Keep the top_ks[i] largest entries of row i (ties at the edge included) and renormalize."""
+    limit = top_ks.clamp(1, probs.shape[1]).to(torch.int64)
+    widest = int(limit.max())
+    if widest == probs.shape[1]:
+        ordered = probs.sort(dim=1, descending=True).values
+    else:
+        ordered = probs.topk(widest, dim=1).values
+    threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
+    kept = torch.where(probs >= threshold, probs, 0.0)
+    return kept / kept.sum(1, keepdim=True)
+
+
+def top_p_renorm(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
+    """Keep the fewest largest entries of row i whose sum reaches top_ps[i] and renormalize."""
+    ordered, index = probs.sort(dim=1, descending=True)
+    before = ordered.cumsum(1) - ordered
+    kept = torch.where(before < top_ps.unsqueeze(1), ordered, 0.0)
+    kept = torch.zeros_like(probs).scatter_(1, index, kept)
+    return kept / kept.sum(1, keepdim=True)
+
+
+def sample_from(probs: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
+    """Draw one index per row by inverting its cumulative sum.
+
+    Args:
+        probs: [rows, V], not negative, not necessarily normalized, sum above 0.
+        coins: [rows], uniform in [0, 1).
+
+    Returns:
+        int64 [rows]; never an index of probability 0.
+    """
+    cumulative = probs.to(torch.float64).cumsum(1)
+    point = coins.to(torch.float64) * cumulative[:, -1]
+    # right=True steps past entries of probability 0 that end exactly at the point.
+    return torch.searchsorted(cumulative, point.unsqueeze(1), right=True).squeeze(1)
+
+
+def sample_chain_target_only(
+    *,
+    predicts: torch.Tensor,
+    accept_index: torch.Tensor,
+    accept_token_num: torch.Tensor,
+    candidates: torch.Tensor,
+    retrive_index: torch.Tensor,
+    retrive_next_token: torch.Tensor,
+    retrive_next_sibling: torch.Tensor,
+    uniform_samples: torch.Tensor,
+    uniform_samples_for_final_sampling: torch.Tensor,
+    target_probs: torch.Tensor,
+    draft_probs: torch.Tensor,
+    threshold_single: float,
+    threshold_acc: float,
+    deterministic: bool,
+) -> None:
+    """Accept a draft with the probability that the target gives it; else draw from the rest.
+
+    Rejection sampling (arXiv 2302.01318) for a proposal that is certain of one token: accept x with
+    p(x); on the first rejection draw from p without x, renormalized; when all are accepted draw the
+    bonus token from p. Lossless for any draft. The parameter names, `retrive` included, are those
+    of SGLang's CUDA operator.
+
+    Args:
+        predicts: int32 [bs * n], written.
+        accept_index: int32 [bs, n], written.
+        accept_token_num: int32 [bs], written.
+        candidates: int64 [bs, n]; column 0 is committed, then K drafts.
+        retrive_index: int64 [bs, n].
+        retrive_next_token: unused, a chain's order is known.
+        retrive_next_sibling: unused.
+        uniform_samples: [bs, n] coins in [0, 1); column j decides draft j + 1.
+        uniform_samples_for_final_sampling: [bs] coins in [0, 1).
+        target_probs: [bs, n, V].
+        draft_probs: unused, the proposal is a point mass.
+        threshold_single: must be 1, see raises.
+        threshold_acc: must be 1.
+        deterministic: unused, always deterministic given the coins.
+
+    Raises:
+        ValueError: a threshold below 1, which would accept more than the target allows.
+    """
+    if threshold_single != 1.0 or threshold_acc != 1.0:
+        raise ValueError("acceptance thresholds below 1 change the output distribution")
+    bs, n = candidates.shape
+    drafts = candidates[:, 1:].to(torch.int64)
+    chance = target_probs[:, :-1].gather(2, drafts.unsqueeze(2)).squeeze(2)
+    agreed = uniform_samples[:, : n - 1] < chance
+    accepted = agreed.to(torch.int32).cumprod(1).sum(1)
+
+    last = accepted.to(torch.int64)
+    rows = torch.arange(bs)
+    final_probs = target_probs[rows, last].clone()
+    rejected = last < n - 1
+    final_probs[rows[rejected], drafts[rows[rejected], last[rejected]]] = 0.0
+    final = sample_from(final_probs, uniform_samples_for_final_sampling)
+
+    tokens = torch.zeros(bs, n, dtype=torch.int64)
+    tokens[:, :-1] = drafts
+    tokens[rows, last] = final
+    record_acceptance(accepted, tokens, predicts, accept_index, accept_token_num, retrive_index)

@@ -1,0 +1,72 @@
+"""Making a head for a target: the untrained start, written as a transformers checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from fastmtp_sglang.errors import FastMTPError
+
+
+def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> None:
+    """Write an untrained head for a target.
+
+    The block is a copy of the target's last decoder layer and `final_layernorm` of its final norm:
+    both already turn a residual stream into what the lm_head reads. `input_proj` passes the hidden
+    state on and adds the token's embedding (the identity beside the identity, each halved so that
+    the sum keeps the scale), so the block starts from a stream that holds what the target knew at t
+    and the token at t + 1. The two input norms are 1. Training then starts from a
+    language model's layer instead of noise; untrained, such a head drafts little.
+
+    Args:
+        target: directory of a Llama, Qwen2 or Qwen3 checkpoint, or a hub id that is cached.
+        out: directory to create; it must not exist.
+        num_speculative_steps: K that serving drafts with when nothing else is said.
+
+    Raises:
+        FastMTPError: `out` exists, K < 1, or the target's family has no FastMTP head.
+    """
+    if num_speculative_steps < 1:
+        raise FastMTPError(
+            f"num_speculative_steps {num_speculative_steps} must be at least 1: it is K, the number "
+            "of tokens drafted per step."
+        )
+    if out.exists():
+        raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from fastmtp_sglang.head.config import FastMTPConfig
+    from fastmtp_sglang.head.module import FastMTPHead
+    from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
+
+    target_config = AutoConfig.from_pretrained(target)
+    config = FastMTPConfig.from_target(
+        target_config,
+        num_speculative_steps=num_speculative_steps,
+        tokenizer_fingerprint=tokenizer_fingerprint(AutoTokenizer.from_pretrained(target)),
+    )
+    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    head = FastMTPHead(config).to(model.dtype)
+    head.block.load_state_dict(model.model.layers[-1].state_dict())
+    head.final_layernorm.load_state_dict(model.model.norm.state_dict())
+    half = torch.eye(config.hidden_size, dtype=model.dtype) / 2
+    with torch.no_grad():
+        head.input_proj.weight.copy_(torch.cat((half, half), dim=1))
+    save_head(head, out)
+
+
+def save_head(head, out: Path) -> None:
+    """Write a head's directory in one rename, so that no reader ever sees half of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        head.save_pretrained(scratch)
+        scratch.chmod(0o755)
+        os.replace(scratch, out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

@@ -1,0 +1,113 @@
+"""The configuration of a FastMTP head: its target's dimensions, and how many steps it drafts.
+
+A head directory is a transformers checkpoint: `config.json` with this configuration and
+`model.safetensors`. The configuration repeats every field of the target's that the decoder block is
+built from, so that a head can be rebuilt without the target at hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from fastmtp_sglang.errors import FastMTPError
+
+ARCHITECTURE = "FastMTPHead"
+
+# Architecture of the target -> transformers model type whose decoder block the head uses. MiMo's
+# block is Qwen2's (its own configuration class is remote code).
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "MiMoForCausalLM": "qwen2",
+}
+
+# What identifies a checkpoint rather than a block.
+_NOT_COPIED = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "id2label",
+    "label2id",
+    "model_type",
+    "num_hidden_layers",
+    "num_nextn_predict_layers",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+class FastMTPConfig(PreTrainedConfig):
+    """Configuration of a `FastMTPHead`.
+
+    Besides the fields below it holds the target's own: hidden_size, vocab_size, attention and MLP
+    dimensions, rms_norm_eps, rope_parameters and so on. `num_hidden_layers` is 1, the one block.
+
+    Args:
+        family: transformers model type of the decoder block ("llama", "qwen2" or "qwen3").
+        num_speculative_steps: K that the head was trained for.
+        tokenizer_fingerprint: fingerprint of the target's tokenizer, see `vocabulary.fingerprint`.
+    """
+
+    model_type = "fastmtp"
+
+    family: str = "llama"
+    num_speculative_steps: int = 3
+    tokenizer_fingerprint: str | None = None
+    num_hidden_layers: int = 1
+
+    @classmethod
+    def from_target(
+        cls,
+        target: PreTrainedConfig,
+        *,
+        num_speculative_steps: int = 3,
+        tokenizer_fingerprint: str | None = None,
+    ) -> FastMTPConfig:
+        """Derive a head's configuration from its target's.
+
+        Raises:
+            FastMTPError: the target's architecture is none of `FAMILIES`.
+        """
+        architecture = (target.architectures or ["unknown"])[0]
+        family = FAMILIES.get(architecture)
+        if family is None:
+            raise FastMTPError(
+                f"A FastMTP head cannot be made for {architecture}: its decoder block is not one of "
+                f"{', '.join(FAMILIES)}. Use the model's native MTP layer if it has one."
+            )
+        fields = {k: v for k, v in target.to_dict().items() if k not in _NOT_COPIED}
+        config = cls(
+            **fields,
+            family=family,
+            num_hidden_layers=1,
+            num_speculative_steps=num_speculative_steps,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+        )
+        config.architectures = [ARCHITECTURE]
+        return config
+
+    def block_config(self) -> PreTrainedConfig:
+        """The family's own configuration for the one decoder block."""
+        fields = {k: v for k, v in self.to_dict().items() if k not in _NOT_COPIED}
+        for ours in ("family", "num_speculative_steps", "tokenizer_fingerprint"):
+            fields.pop(ours)
+        if "layer_types" in fields and fields["layer_types"]:
+            fields["layer_types"] = fields["layer_types"][-1:]
+        return CONFIG_MAPPING[self.family](**fields, num_hidden_layers=1)
+
+    @classmethod
+    def register_for_auto_class_loading(cls) -> None:
+        """Teach `AutoConfig` the model type `fastmtp`; idempotent."""
+        AutoConfig.register(cls.model_type, cls, exist_ok=True)
+
+
+def describe(config: Any) -> str:
+    """Architecture and dimensions in a few words, for messages."""
+    architecture = (getattr(config, "architectures", None) or [config.model_type])[0]
+    return f"{architecture} (hidden size {config.hidden_size}, vocabulary {config.vocab_size})"

@@ -1,0 +1,145 @@
+"""The MTP head as an SGLang draft model: `head.module.FastMTPHead` with SGLang's layers.
+
+SGLang builds it for checkpoints of architecture `FastMTPHead` and drives it in its draft worker:
+`forward_batch.spec_info.hidden_states` [tokens, D] holds the hidden state of each row's position,
+`input_ids` the token one position further on. The embedding and the lm_head are the target's own
+modules, taken over by `set_embed_and_head` and `set_lm_head_from_target`; the head allocates neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from sglang.srt.layers.layer_boundary import layer_stack
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.models.llama import LlamaDecoderLayer
+from sglang.srt.models.qwen2 import Qwen2DecoderLayer
+from sglang.srt.models.qwen3 import Qwen3DecoderLayer
+from sglang.srt.utils import add_prefix
+from torch import nn
+
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.head.config import FastMTPConfig
+
+_BLOCKS = {"llama": LlamaDecoderLayer, "qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
+
+# Checkpoint names of the projections that SGLang keeps fused.
+_FUSED = (
+    (".q_proj.", ".qkv_proj.", "q"),
+    (".k_proj.", ".qkv_proj.", "k"),
+    (".v_proj.", ".qkv_proj.", "v"),
+    (".gate_proj.", ".gate_up_proj.", 0),
+    (".up_proj.", ".gate_up_proj.", 1),
+)
+
+
+class FastMTPHead(nn.Module):
+    """One MTP layer, applied once per draft step by the draft worker."""
+
+    def __init__(
+        self,
+        config: FastMTPConfig,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.hidden_layernorm = RMSNorm(width, eps=eps)
+        self.token_layernorm = RMSNorm(width, eps=eps)
+        self.input_proj = ReplicatedLinear(
+            2 * width, width, bias=False, prefix=add_prefix("input_proj", prefix)
+        )
+        with layer_stack():
+            self.block = _BLOCKS[config.family](
+                config=config.block_config(),
+                layer_id=0,
+                quant_config=quant_config,
+                prefix=add_prefix("block", prefix),
+            )
+        self.final_layernorm = RMSNorm(width, eps=eps)
+        self.logits_processor = LogitsProcessor(config)
+        # Shapes without memory until the target's tensors take their place.
+        with torch.device("meta"):
+            self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width)
+            self.lm_head = ParallelLMHead(config.vocab_size, width)
+
+    @torch.no_grad()
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch
+    ) -> LogitsProcessorOutput:
+        """Hidden states and draft logits of each row; shapes as SGLang's draft workers expect."""
+        embeddings = self.embed_tokens(input_ids)
+        embeddings = embeddings.masked_fill((positions == 0).unsqueeze(-1), 0)
+        hidden_states = forward_batch.spec_info.hidden_states
+        joined = torch.cat(
+            (self.hidden_layernorm(hidden_states), self.token_layernorm(embeddings)), dim=-1
+        )
+        states, _ = self.input_proj(joined)
+        residual_batch.start(forward_batch)
+        states = self.block(positions=positions, hidden_states=states, forward_batch=forward_batch)
+        states = residual_batch.final_norm(states, forward_batch, self.final_layernorm)
+        return self.logits_processor(input_ids, states, self.lm_head, forward_batch)
+
+    def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of embedding and lm_head; on the meta device before they are shared."""
+        return self.embed_tokens.weight, self.lm_head.weight
+
+    def set_embed_and_head(self, embed: torch.Tensor, head: torch.Tensor) -> None:
+        """Share the target's weights; called by SGLang's draft worker."""
+        self.embed_tokens.weight = embed
+        self.lm_head.weight = head
+
+    def set_lm_head_from_target(self, target_lm_head: nn.Module) -> None:
+        """Share the module too: a quantized or repacked lm_head is more than its weight."""
+        self.lm_head = target_lm_head
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load a head directory's tensors.
+
+        Raises:
+            FastMTPError: a tensor is unknown to the head, or one of the head's is not in the files.
+        """
+        parameters = dict(self.named_parameters())
+        expected = set(_checkpoint_names(parameters))
+        seen = set()
+        for name, tensor in weights:
+            if name not in expected:
+                raise FastMTPError(
+                    f"The head's checkpoint holds {name}, which a {self.config.family} head does "
+                    "not have. Its config.json and model.safetensors do not belong together."
+                )
+            seen.add(name)
+            for part, fused, shard in _FUSED:
+                if part in name:
+                    parameter = parameters[name.replace(part, fused)]
+                    parameter.weight_loader(parameter, tensor, shard)
+                    break
+            else:
+                parameter = parameters[name]
+                getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+        if expected - seen:
+            raise FastMTPError(
+                f"The head's checkpoint lacks {', '.join(sorted(expected - seen))}. "
+                "Export it again; a partial head drafts noise."
+            )
+
+
+def _checkpoint_names(parameters: Iterable[str]) -> Iterable[str]:
+    """The names under which `FastMTPHead.save_pretrained` stores what SGLang calls `parameters`."""
+    for name in parameters:
+        if name.startswith(("embed_tokens.", "lm_head.")):
+            continue
+        fused_parts = [(part, fused) for part, fused, _ in _FUSED if fused in name]
+        if fused_parts:
+            yield from (name.replace(fused, part) for part, fused in fused_parts)
+        else:
+            yield name

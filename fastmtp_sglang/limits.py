@@ -1,0 +1,153 @@
+"""What FASTMTP refuses: one table for the refusals at start-up and for the support matrix.
+
+An argument that would be ignored, would change the output, or waits for a later release is refused
+with its name, its value, the reason and the way out. Nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fastmtp_sglang.errors import FastMTPError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One argument that is not taken as given.
+
+    Attributes:
+        field: the field of SGLang's ServerArgs; the flag is derived from it.
+        reason: why, as the second half of a sentence.
+        remedy: what to do instead, as an imperative sentence.
+        refused: whether a value is refused; without it, any that is not SGLang's default.
+    """
+
+    field: str
+    reason: str
+    remedy: str
+    refused: Callable[[Any], bool] | None = None
+
+    def applies(self, value: Any) -> bool:
+        """Whether this value of the argument is refused."""
+        if self.refused is not None:
+            return self.refused(value)
+        return value is not None and value != _defaults()[self.field]
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag."""
+        return "--" + self.field.replace("_", "-")
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    import msgspec
+    from sglang.srt.server_args import ServerArgs
+
+    return {field.name: field.default for field in msgspec.structs.fields(ServerArgs)}
+
+
+def _other_algorithm(field: str, algorithm: str) -> Limit:
+    return Limit(
+        field,
+        f"is an argument of {algorithm} and would be ignored by FASTMTP",
+        f"Remove it, or use --speculative-algorithm {algorithm.lower()}.",
+    )
+
+
+_NOT_YET = "is not supported by FASTMTP yet"
+_LOSSY = "would accept tokens that the model would not have produced"
+
+LIMITS: tuple[Limit, ...] = (
+    Limit(
+        "speculative_num_steps",
+        "must be at least 1: it is K, the number of tokens drafted per step",
+        "Leave it out for K=3, or serve without --speculative-algorithm.",
+        refused=lambda value: value is not None and value < 1,
+    ),
+    Limit(
+        "speculative_eagle_topk",
+        "must be 1: FASTMTP drafts one chain per request, not a tree",
+        "Remove it.",
+        refused=lambda value: value is not None and value != 1,
+    ),
+    Limit("speculative_accept_threshold_single", _LOSSY, "Remove it."),
+    Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it."),
+    Limit(
+        "speculative_token_map", f"{_NOT_YET}: drafting scores the full vocabulary", "Remove it."
+    ),
+    Limit("speculative_adaptive", _NOT_YET, "Remove it: K stays what you gave it."),
+    Limit("speculative_adaptive_config", _NOT_YET, "Remove it: K stays what you gave it."),
+    Limit(
+        "speculative_use_rejection_sampling",
+        _NOT_YET,
+        "Remove it: sampled requests are then verified by the target's probability of each draft, "
+        "which is lossless too.",
+    ),
+    Limit("speculative_use_block_verification", _NOT_YET, "Remove it."),
+    Limit(
+        "enable_multi_layer_eagle",
+        "drafts with one layer per step; FASTMTP applies one layer recursively",
+        "Remove it, or use --speculative-algorithm eagle.",
+    ),
+    Limit(
+        "enable_lora",
+        "is not supported together with FASTMTP: adapters change the target but not the head",
+        "Merge the adapter into the target, or serve without --speculative-algorithm.",
+    ),
+    Limit(
+        "pp_size",
+        "must be 1: the head needs the target's embedding and lm_head on one pipeline stage",
+        "Use tensor parallelism (--tp-size).",
+    ),
+    *(
+        _other_algorithm(field, algorithm)
+        for algorithm, fields in {
+            "DFLASH": ("speculative_dflash_block_size", "speculative_domino_candidate_pool_size"),
+            "DSPARK": (
+                "speculative_dspark_block_size",
+                "speculative_dspark_sps_table_path",
+                "speculative_dspark_confidence_sts_path",
+                "speculative_dspark_align_verify_tokens_to_graph_tier",
+            ),
+            "NGRAM": (
+                "speculative_ngram_min_bfs_breadth",
+                "speculative_ngram_max_bfs_breadth",
+                "speculative_ngram_match_type",
+                "speculative_ngram_max_trie_depth",
+                "speculative_ngram_capacity",
+                "speculative_ngram_external_corpus_path",
+                "speculative_ngram_external_sam_budget",
+                "speculative_ngram_external_corpus_max_tokens",
+            ),
+            "UNO": ("uno_lora_path",),
+        }.items()
+        for field in fields
+    ),
+)
+
+
+def refuse(server_args: Any) -> None:
+    """Check SGLang's arguments against the table.
+
+    Args:
+        server_args: SGLang's ServerArgs, or a view of them.
+
+    Raises:
+        FastMTPError: for the first argument that is refused.
+    """
+    for limit in LIMITS:
+        value = getattr(server_args, limit.field)
+        if limit.applies(value):
+            raise FastMTPError(f"{limit.flag} {value} {limit.reason}. {limit.remedy}")
+    steps = server_args.speculative_num_steps
+    drafts = server_args.speculative_num_draft_tokens
+    if drafts is not None and (steps is None or drafts != steps + 1):
+        raise FastMTPError(
+            f"--speculative-num-draft-tokens {drafts} does not follow from "
+            f"--speculative-num-steps {steps}: a chain of K steps verifies K + 1 tokens. "
+            "Give --speculative-num-steps alone."
+        )
