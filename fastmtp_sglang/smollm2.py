@@ -19,6 +19,7 @@ from fastmtp_sglang import cache
 from fastmtp_sglang.errors import FastMTPError
 
 NAME = "smollm2"
+CHECKPOINT = "smollm2-135m-instruct"  # its directory in the cache
 
 # float32 is how the checkpoint is stored and the fastest type on a CPU; the KV pool holds 16
 # requests of 1,000 tokens.
@@ -51,7 +52,7 @@ def checkpoint(progress: cache.Progress = cache.silent) -> Path:
     weights or what reads it is missing, the conversion fails, or the cache is not writable.
     """
     return cache.built(
-        "smollm2-135m-instruct",
+        CHECKPOINT,
         lambda out: _convert(gguf(), out, progress),
         version=_CHECKPOINT_VERSION,
         progress=progress,
@@ -61,9 +62,7 @@ def checkpoint(progress: cache.Progress = cache.silent) -> Path:
 
 def checkpoint_damage() -> str | None:
     """Return what is wrong with the cached checkpoint, every SHA-256 sum included, or None."""
-    return cache.damage(
-        cache.directory() / "smollm2-135m-instruct", _CHECKPOINT_VERSION, every_sum=True
-    )
+    return cache.damage(cache.directory() / CHECKPOINT, _CHECKPOINT_VERSION, every_sum=True)
 
 
 def draft_head(num_steps: int | None = None, progress: cache.Progress = cache.silent) -> DraftHead:
@@ -77,9 +76,13 @@ def draft_head(num_steps: int | None = None, progress: cache.Progress = cache.si
     steps = num_steps or 3
 
     def build(out: Path) -> None:
-        from fastmtp_sglang.head.checkpoint import init_head  # imports torch
+        from transformers.utils import logging  # imports torch
+
+        from fastmtp_sglang.head.checkpoint import init_head
 
         progress("making an untrained draft head")
+        logging.disable_progress_bar()
+        out.rmdir()  # init_head writes to a directory that is not there yet, in one rename
         init_head(target, out, num_speculative_steps=steps)
 
     target = checkpoint(progress)

@@ -205,6 +205,7 @@ def test_without_one_an_untrained_head_is_made_once(own_cache, converter, monkey
 
     def init_head(target: Path, out: Path, *, num_speculative_steps: int) -> None:
         calls.append((target, num_speculative_steps))
+        out.mkdir()  # as the real one, it refuses a directory that exists
         (out / "config.json").write_text("{}")
 
     module = SimpleNamespace(init_head=init_head)

@@ -74,8 +74,8 @@ def _measure(
 ) -> tuple["Comparison", bool | None]:
     """Run both servers; also tell whether the head is trained (None: the user's own)."""
     from fastmtp_sglang import smollm2
-    from fastmtp_sglang.cli.serve import speculation_flags
     from fastmtp_sglang.comparison import Comparison
+    from fastmtp_sglang.launch import speculation_flags
 
     def progress(message: str) -> None:
         console.print(f"[dim]{message}[/dim]")

@@ -1,7 +1,6 @@
 """`fastmtp serve MODEL`: print the exact `sglang serve` command for it, and become that command.
 
-A thin launcher. It fills in what a person would look up (the embedded model's paths, the flags that
-turn FASTMTP on) and leaves every other decision to SGLang and to our plugin inside it.
+The command is made by `fastmtp_sglang.launch`; here are only the options and the last step.
 """
 
 import os
@@ -11,10 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from fastmtp_sglang.errors import FastMTPError
-
-_MODEL_FLAGS = ("--model-path", "--model")
 
 
 def serve(
@@ -43,6 +38,8 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
+    from fastmtp_sglang.launch import command
+
     arguments = command(
         model,
         sglang_flags or [],
@@ -50,88 +47,11 @@ def serve(
         num_steps=num_steps,
         vocabulary=vocabulary,
         speculation=not no_speculation,
+        progress=_say,
     )
     print(shlex.join(arguments), flush=True)
     if not dry_run:
         os.execvp(arguments[0], arguments)
-
-
-def command(
-    model: str,
-    sglang_flags: list[str],
-    *,
-    draft: str | None = None,
-    num_steps: int | None = None,
-    vocabulary: Path | None = None,
-    speculation: bool = True,
-) -> list[str]:
-    """Return the command that serves `model`; builds the embedded model and its head if need be.
-
-    Flags given by hand come last and win. Raises FastMTPError for arguments that contradict each
-    other, would be ignored, or name local files that do not exist.
-    """
-    from fastmtp_sglang import smollm2
-    from fastmtp_sglang.server_process import launch_prefix
-
-    if given := [flag for flag in sglang_flags if flag.split("=")[0] in _MODEL_FLAGS]:
-        raise FastMTPError(f"{given[0]} after -- repeats MODEL {model}: remove one of the two")
-    if not speculation:
-        _refuse_with_baseline(
-            {"--draft": draft, "--num-steps": num_steps, "--vocabulary": vocabulary}
-        )
-    _refuse_missing_path("MODEL", model)
-    if draft is not None:
-        _refuse_missing_path("--draft", draft)
-    if vocabulary is not None and not vocabulary.is_file():
-        raise FastMTPError(
-            f"--vocabulary {vocabulary} is not a file: give one made by `fastmtp vocab build`"
-        )
-
-    path = model
-    flags: list[str] = []
-    if model == smollm2.NAME:
-        path = str(smollm2.checkpoint(_say))
-        flags += smollm2.SERVE_FLAGS
-        if speculation and draft is None:
-            head = smollm2.draft_head(num_steps, progress=_say)
-            draft = str(head.path)
-            if not head.trained:
-                _say("the draft head is untrained: answers are the same, and slower than without")
-    if speculation:
-        flags += speculation_flags(draft, num_steps, vocabulary)
-    return [*launch_prefix(), "--model-path", path, *flags, *sglang_flags]
-
-
-def speculation_flags(
-    draft: str | None, num_steps: int | None, vocabulary: Path | None = None
-) -> list[str]:
-    """Return the flags that turn FASTMTP on in `sglang serve`; None is left to the plugin."""
-    flags = ["--speculative-algorithm", "FASTMTP"]
-    if draft is not None:
-        flags += ["--speculative-draft-model-path", draft]
-    if num_steps is not None:
-        flags += ["--speculative-num-steps", str(num_steps)]
-    if vocabulary is not None:
-        flags += ["--speculative-token-map", str(vocabulary)]
-    return flags
-
-
-def _refuse_with_baseline(options: dict[str, object]) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise FastMTPError(
-                f"{name} {value} has no effect with --no-speculation: remove one of the two"
-            )
-
-
-def _refuse_missing_path(name: str, value: str) -> None:
-    """Refuse what can only be a local path and is not there; SGLang would try to download it."""
-    looks_local = value.startswith((".", "/", "~")) or value.count("/") > 1
-    if looks_local and not Path(value).is_dir():
-        raise FastMTPError(
-            f"{name} {value} is not a directory: give an existing one, "
-            "or a Hugging Face name such as Qwen/Qwen3-8B"
-        )
 
 
 def _say(message: str) -> None:

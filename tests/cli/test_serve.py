@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastmtp_sglang import server_process, smollm2
+from fastmtp_sglang import launch, smollm2
 from fastmtp_sglang.cli import serve
 from fastmtp_sglang.errors import FastMTPError
 
@@ -19,7 +19,7 @@ SPECULATION = ["--speculative-algorithm", "FASTMTP"]
 
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch):
-    monkeypatch.setattr(server_process, "launch_prefix", lambda: ["sglang", "serve"])
+    monkeypatch.setattr(launch, "launch_prefix", lambda: ["sglang", "serve"])
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+"""`fastmtp doctor`: what would keep FASTMTP from working here, with the fix beside each problem."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fastmtp_sglang.diagnosis import Finding
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Model directory, Hugging Face name, or smollm2.")
+    ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help="Head directory; needs --model. Default: its own layer.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check this environment, and whether a head can draft for a model.
+
+    The exit code is 1 if there is a problem.
+    """
+    from fastmtp_sglang.diagnosis import diagnose
+    from fastmtp_sglang.errors import FastMTPError
+
+    if draft is not None and model is None:
+        raise FastMTPError(f"--draft {draft} without --model: say which model it shall draft for")
+    findings = []
+    for finding in diagnose(model, draft):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    problems = [finding for finding in findings if finding.fix is not None]
+    if as_json:
+        checks = [vars(finding) for finding in findings]
+        print(json.dumps({"problems": len(problems), "checks": checks}, indent=2))
+    else:
+        print("no problems" if not problems else f"problems: {len(problems)}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _print(finding: "Finding") -> None:
+    """Print a line, or two for a problem; not wrapped, so that a fix can be copied."""
+    bad = finding.fix is not None
+    mark = typer.style("problem" if bad else "ok     ", fg="red" if bad else "green")
+    typer.echo(f"{mark} {finding.name}: {finding.found}")
+    if bad:
+        typer.echo(f"        fix: {finding.fix}")

