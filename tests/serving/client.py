@@ -1,0 +1,67 @@
+"""Requests to a served SGLang and the comparison of two servers' answers."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx
+
+TIMEOUT = httpx.Timeout(600)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets: token ids, text, why it ended, and SGLang's counters."""
+
+    ids: tuple[int, ...]
+    text: str
+    finish_reason: dict
+    meta: dict
+
+    @property
+    def visible(self) -> tuple:
+        """What must not depend on speculation."""
+        return self.ids, self.text, json.dumps(self.finish_reason, sort_keys=True)
+
+
+def generate(url: str, prompt, *, stream: bool = False, **sampling) -> Answer:
+    """Send one native /generate request; a stream is put together from its chunks."""
+    key = "text" if isinstance(prompt, str) else "input_ids"
+    body = {key: prompt, "sampling_params": {"temperature": 0, **sampling}, "stream": stream}
+    if not stream:
+        response = httpx.post(f"{url}/generate", json=body, timeout=TIMEOUT)
+        response.raise_for_status()
+        return _answer(response.json())
+    last = None
+    with httpx.stream("POST", f"{url}/generate", json=body, timeout=TIMEOUT) as response:
+        response.raise_for_status()
+        for line in response.iter_lines():
+            if line.startswith("data: ") and line != "data: [DONE]":
+                chunk = json.loads(line[6:])
+                # Text is cumulative and must only grow.
+                assert last is None or chunk["text"].startswith(last["text"].rstrip("�"))
+                last = chunk
+    assert last is not None
+    return _answer(last)
+
+
+def _answer(body: dict) -> Answer:
+    meta = body["meta_info"]
+    return Answer(tuple(body["output_ids"]), body["text"], meta["finish_reason"], meta)
+
+
+def generate_all(url: str, cases: list[tuple], *, concurrency: int, **options) -> list[Answer]:
+    """Answer (prompt, max_new_tokens) cases with at most `concurrency` in flight, in order."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [
+            pool.submit(generate, url, prompt, max_new_tokens=tokens, **options)
+            for prompt, tokens in cases
+        ]
+        return [future.result() for future in futures]
+
+
+def acceptance_length(answers: list[Answer]) -> float:
+    """1 + accepted drafts per verification, from raw counts."""
+    correct = sum(a.meta.get("spec_num_correct_drafts", 0) for a in answers)
+    verified = sum(a.meta.get("spec_verify_ct", 0) for a in answers)
+    return 1 + correct / verified

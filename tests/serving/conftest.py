@@ -1,0 +1,99 @@
+"""Real servers on the CPU, each started once and shared by the tests of this folder.
+
+`servers(name)` gives the base URL of one of the `KINDS` below. Baselines run the same target without
+speculation. Logs go to pytest's temporary directory and are named in a failure.
+"""
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+import pytest
+
+from fastmtp_sglang import smollm2
+from fastmtp_sglang.head.checkpoint import init_head
+from fastmtp_sglang.server_process import ServerProcess
+
+_COMMON = (
+    *("--dtype", "float32", "--max-total-tokens", "30000", "--context-length", "4096"),
+    # Idle servers must not eat the two cores that the busy one needs.
+    "--sleep-on-idle",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Directories of the models under test."""
+
+    smollm2: Path
+    smollm2_head: Path
+    mimo: Path
+    mimo_head: Path
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Checkpoints:
+    root = tmp_path_factory.mktemp("checkpoints")
+    real = smollm2.checkpoint()
+    init_head(real, root / "smollm2-head")
+    plain = models.target(root / "plain", "qwen2", output_scale=0.01)
+    # Two heads of different quality: the native one drafts well, the other one less.
+    native = models.agreeing_head(plain, root / "native-head", noise=0.1)
+    models.agreeing_head(plain, root / "mimo-head", noise=0.2)
+    mimo = models.as_mimo(plain, native, root / "mimo")
+    return Checkpoints(real, root / "smollm2-head", mimo, root / "mimo-head")
+
+
+def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
+    speculate = ("--speculative-algorithm", "fastmtp")
+    draft = "--speculative-draft-model-path"
+    return {
+        "smollm2": (checkpoints.smollm2, ()),
+        "smollm2-fastmtp": (
+            checkpoints.smollm2,
+            (*speculate, draft, str(checkpoints.smollm2_head)),
+        ),
+        "mimo": (checkpoints.mimo, ()),
+        "mimo-native": (checkpoints.mimo, speculate),
+        # The other scheduling, another K, small chunks and pages: what the first one leaves out.
+        "mimo-head-synchronous": (
+            checkpoints.mimo,
+            (
+                *(*speculate, draft, str(checkpoints.mimo_head), "--speculative-num-steps", "5"),
+                *("--disable-overlap-schedule", "--chunked-prefill-size", "256"),
+                *("--page-size", "16"),
+            ),
+        ),
+        "mimo-nextn": (
+            checkpoints.mimo,
+            (
+                *("--speculative-algorithm", "NEXTN", "--speculative-num-steps", "3"),
+                *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"),
+            ),
+        ),
+    }[kind]
+
+
+@pytest.fixture(scope="session")
+def servers(checkpoints, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    with ExitStack() as stack:
+        started: dict[str, ServerProcess] = {}
+
+        def url(kind: str) -> str:
+            if kind not in started:
+                model, flags = _flags(kind, checkpoints)
+                started[kind] = stack.enter_context(
+                    ServerProcess(
+                        model,
+                        [*_COMMON, *flags],
+                        env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+                        log_path=logs / f"{kind}.log",
+                    )
+                )
+            started[kind].check_alive()
+            return started[kind].url
+
+        yield url

@@ -1,0 +1,128 @@
+"""What a client gets with FASTMTP is what it gets without: every token id, over HTTP.
+
+Run alone: pytest tests/serving/test_equality.py (starts six servers, one after the other).
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from client import Answer, acceptance_length, generate, generate_all
+from prompts import requests
+
+SPECULATIVE = ("mimo-native", "mimo-head-synchronous", "mimo-nextn")
+
+
+def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
+    differing = [i for i, (a, b) in enumerate(zip(fast, base, strict=True)) if a.visible != b.visible]
+    assert not differing, [(i, fast[i].visible[:1], base[i].visible[:1]) for i in differing[:3]]
+
+
+@pytest.fixture(scope="session")
+def baselines(servers):
+    """64 answers of each target alone, computed once."""
+    computed: dict[tuple[str, bool], list[Answer]] = {}
+
+    def answers(kind: str, *, ignore_eos: bool = False) -> list[Answer]:
+        key = (kind, ignore_eos)
+        if key not in computed:
+            computed[key] = generate_all(
+                servers(kind), requests(), concurrency=16, ignore_eos=ignore_eos
+            )
+        return computed[key]
+
+    return answers
+
+
+def test_real_model_batch_16(servers, baselines):
+    base = baselines("smollm2")
+    assert {a.finish_reason["type"] for a in base} == {"stop", "length"}
+    fast = generate_all(servers("smollm2-fastmtp"), requests(), concurrency=16)
+    assert_equal(fast, base)
+    assert all(a.meta["spec_verify_ct"] > 0 for a in fast if len(a.ids) > 1)
+
+
+def test_real_model_streaming(servers, baselines):
+    chosen = range(0, 64, 2)
+    cases = [requests()[i] for i in chosen]
+    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=8, stream=True)
+    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
+
+
+def test_real_model_batch_1(servers, baselines):
+    chosen = range(3, 64, 6)
+    cases = [requests()[i] for i in chosen]
+    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=1)
+    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
+
+
+@pytest.mark.parametrize("kind", SPECULATIVE)
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_head_that_accepts_much(servers, baselines, kind, concurrency):
+    cases = requests() if concurrency > 1 else requests()[::4]
+    base = baselines("mimo", ignore_eos=True)
+    fast = generate_all(servers(kind), cases, concurrency=concurrency, ignore_eos=True)
+    assert_equal(fast, base if concurrency > 1 else base[::4])
+    assert acceptance_length(fast) > 2
+
+
+@pytest.mark.parametrize("kind", SPECULATIVE)
+def test_staggered_arrivals_streamed(servers, baselines, kind):
+    cases = requests()[:24]
+
+    def late(index: int) -> Answer:
+        time.sleep(0.05 * index)
+        prompt, tokens = cases[index]
+        return generate(
+            servers(kind), prompt, stream=True, max_new_tokens=tokens, ignore_eos=True
+        )
+
+    servers(kind)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        fast = list(pool.map(late, range(len(cases))))
+    assert_equal(fast, baselines("mimo", ignore_eos=True)[:24])
+
+
+@pytest.mark.parametrize("kind", SPECULATIVE)
+def test_stop_token_at_every_position_of_an_accepted_run(servers, kind):
+    prompt = "def fibonacci(n):\n    "
+    free = generate(servers("mimo"), prompt, max_new_tokens=24, ignore_eos=True)
+    stops = [token for i, token in enumerate(free.ids) if token not in free.ids[:i]]
+    assert len(stops) >= 12
+
+    def stopped(where: str) -> list[Answer]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(
+                pool.map(
+                    lambda token: generate(
+                        servers(where), prompt, max_new_tokens=24, stop_token_ids=[token]
+                    ),
+                    stops,
+                )
+            )
+
+    base = stopped("mimo")
+    assert {a.finish_reason["type"] for a in base} == {"stop"}
+    assert_equal(stopped(kind), base)
+
+
+@pytest.mark.parametrize("kind", SPECULATIVE)
+def test_every_output_length(servers, kind):
+    prompt = "In 1969, the first humans"
+    base = generate(servers("mimo"), prompt, max_new_tokens=16, ignore_eos=True)
+    for tokens in range(1, 17):
+        fast = generate(servers(kind), prompt, max_new_tokens=tokens, ignore_eos=True)
+        assert fast.ids == base.ids[:tokens]
+        assert fast.finish_reason == {"type": "length", "length": tokens}
+
+
+def test_temperature_samples(servers):
+    """Sampling never falls back to argmax: repeated answers differ, and seldom equal greedy's."""
+    for kind in ("mimo-native", "mimo"):
+        cases = [("Once upon a time", 12)] * 16
+        sampled = generate_all(
+            servers(kind), cases, concurrency=16, temperature=1.0, top_p=0.95, top_k=50
+        )
+        greedy = generate(servers(kind), "Once upon a time", max_new_tokens=12)
+        assert len({a.ids for a in sampled}) > 8
+        assert sum(a.ids == greedy.ids for a in sampled) < 4
