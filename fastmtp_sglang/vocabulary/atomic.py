@@ -6,8 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, flush it to the disk and rename it over
-    `path`.
+    """Write `data` beside `path`, flush it to the disk and rename it over `path`.
 
     Raises:
         OSError: The folder does not exist or is not writable.

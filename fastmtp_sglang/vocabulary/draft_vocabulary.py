@@ -206,14 +206,22 @@ class DraftVocabulary:
         )
 
 
-def default_routes(languages: Sequence[str]) -> dict[str, str]:
-    """Return the routes of lists that are named like what detection answers.
+def default_routes(
+    languages: Sequence[str], overrides: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return which list serves which detected language.
 
-    Code without a list of its own drafts from the English list, which it shares most tokens with.
+    A list named like what detection answers serves it. Code without a list of its own drafts from
+    the list of English, with which it shares most tokens.
+
+    Args:
+        languages: The lists.
+        overrides: Detected language -> list, such as {"en": "de"} where all Latin text is German.
     """
     routes = {language: language for language in LANGUAGES if language in languages}
-    if "code" not in routes and "en" in routes:
-        routes["code"] = "en"
+    routes |= overrides or {}
+    if "en" in routes:
+        routes.setdefault("code", routes["en"])
     return routes
 
 

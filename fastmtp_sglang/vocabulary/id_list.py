@@ -67,8 +67,7 @@ def check_ids(ids: torch.Tensor, *, name: str, vocab_size: int | None) -> torch.
 
 
 def read_id_list(path: Path, *, vocab_size: int | None) -> torch.Tensor:
-    """Read a published list (FR-Spec, SGLang's `--speculative-token-map`): `.pt` with ids and no
-    more.
+    """Read a published list of ids, as FR-Spec and `--speculative-token-map` use them.
 
     The file is unpickled with `weights_only=True`, so it cannot run code. A path that does not
     exist is an error and never the name of something to download.
