@@ -146,6 +146,23 @@ def test_a_text_is_split_where_its_language_changes():
     assert names[1312:] == ["ko"] * (len(ids) - 1312)
 
 
+def test_a_text_is_decided_as_by_advancing_the_state_step_by_step():
+    generator = torch.Generator().manual_seed(1)
+    kinds = torch.randint(0, NUM_SCRIPTS, (60,), generator=generator).repeat_interleave(40)
+    noise = torch.randint(0, NUM_SCRIPTS, kinds.shape, generator=generator)
+    ids = torch.where(torch.rand(kinds.shape, generator=generator) < 0.3, noise, kinds)
+    prompt = as_ids(("HANGUL", 90), ("LATIN", 20))
+    state = state_of_prompt(TABLE, prompt)
+    current = torch.tensor(UNDECIDED)
+    expected = []
+    for step in ids.split(HALF_LIFE):
+        state = advance_state(state, count_scripts(TABLE, step), HALF_LIFE)
+        current = decide_language(state, current)
+        expected += [int(current)] * len(step)
+    assert len(set(expected)) >= 7
+    assert languages_of_text(TABLE, ids, prompt).tolist() == expected
+
+
 def test_the_start_of_a_text_takes_the_first_language_decided():
     languages = languages_of_text(TABLE, as_ids(("NEUTRAL", 100), ("CYRILLIC", 50)))
     assert set(languages.tolist()) == {LANGUAGES.index("ru")}
