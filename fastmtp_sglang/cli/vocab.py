@@ -1,0 +1,364 @@
+"""`fastmtp vocab`: import published id lists, look into a vocabulary file, or build one."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastmtp_sglang.errors import FastMTPError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastmtp_sglang.vocabulary.counting import TokenCounts
+    from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
+    from fastmtp_sglang.vocabulary.sources import Source
+
+app = typer.Typer(
+    help="Draft vocabularies: import, inspect, build.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_DEFAULT_SIZES = "8k,16k,32k,64k"
+
+Model = Annotated[
+    str, typer.Option(help="Model or tokenizer directory, or 'smollm2' for the embedded model.")
+]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(help="The model's config.vocab_size, for a directory without config.json."),
+]
+Routes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--route",
+        metavar="DETECTED=LIST",
+        help="Serve text detected as one language from another list, such as en=de. Repeatable.",
+    ),
+]
+
+
+@app.command("import")
+def import_lists(
+    lists: Annotated[
+        list[str], typer.Argument(metavar="LANG=FILE...", help="Published .pt id lists.")
+    ],
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Vocabulary file to write.")],
+    complete: Annotated[
+        bool,
+        typer.Option(help="Add the ids that `build` always includes, such as stop tokens."),
+    ] = False,
+    route: Routes = None,
+    vocab_size: VocabSize = None,
+) -> None:
+    """Turn FR-Spec or SGLang id lists (.pt) into a vocabulary file."""
+    from rich.console import Console
+
+    paths = _pairs("LANG=FILE", lists)
+    _check_folder(output)
+    import torch
+
+    from fastmtp_sglang.vocabulary.builder import token_texts
+    from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary, default_routes
+    from fastmtp_sglang.vocabulary.id_list import read_id_list
+    from fastmtp_sglang.vocabulary.required import required_ids, stop_ids
+    from fastmtp_sglang.vocabulary.scripts import build_token_scripts
+    from fastmtp_sglang.vocabulary.target import load_target
+
+    console = Console()
+    target = load_target(model, vocab_size=vocab_size)
+    required = set().union(*required_ids(target).values())
+    ids, samples = {}, {}
+    for language, file in paths.items():
+        listed = read_id_list(Path(file), vocab_size=target.vocab_size)
+        missing = required - set(listed.tolist())
+        if missing and complete:
+            listed = torch.tensor(sorted({*listed.tolist(), *required}))
+            _say(console, f"{language}: added {len(missing)} ids that are always included")
+        elif missing:
+            stops = len(missing & stop_ids(target))
+            _say(
+                console,
+                f"{language}: lacks {len(missing)} of the {len(required)} ids that `build` always "
+                f"includes, {stops} stop tokens among them; --complete adds them",
+            )
+        ids[language] = listed
+        texts = token_texts(target, listed.tolist())
+        # The list no longer says which ids are frequent, so the sample is spread over all of it.
+        samples[language] = texts[:: max(1, len(texts) // 300)][:300]
+    vocabulary = DraftVocabulary(
+        vocab_size=target.vocab_size,
+        tokenizer_fingerprint=target.fingerprint,
+        ids=ids,
+        token_scripts=build_token_scripts(target.token_bytes, target.added_ids, target.vocab_size),
+        routes=default_routes(list(ids), _pairs("--route", route or [])),
+        source={
+            language: f"imported from {Path(file).name}{', completed' if complete else ''}"
+            for language, file in paths.items()
+        },
+        samples=samples,
+    )
+    vocabulary.save(output)
+    _print_summary(console, vocabulary)
+    _say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A vocabulary file.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to print per language, at most 300.")] = 200,
+) -> None:
+    """Print sizes, overlap, coverage, and some tokens of each list as text."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
+
+    console = Console()
+    vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
+    _say(console, f"{file}: for {vocabulary.vocab_size} rows of head")
+    _say(console, f"tokenizer {vocabulary.tokenizer_fingerprint}")
+    _print_summary(console, vocabulary)
+    for language in vocabulary.languages:
+        shown = vocabulary.samples.get(language, [])[:tokens]
+        if shown:
+            console.print(f"\n{language}, {len(shown)} tokens:", style="bold")
+            # Quoted, so that blanks and line ends show.
+            console.print(Text(" ".join(json.dumps(text, ensure_ascii=False) for text in shown)))
+
+
+@app.command()
+def build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[LANG=]SOURCE...",
+            help="Distillation JSONL (recommended: the target's own answers), text files, folders "
+            "of either, or datasets:NAME[?config=C&split=S&column=TEXT&data_files=F]. Without LANG "
+            "the scripts of its tokens decide, as in serving.",
+        ),
+    ],
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Vocabulary file to write.")],
+    sizes: Annotated[
+        str, typer.Option(help="Sizes to measure and to choose from.")
+    ] = _DEFAULT_SIZES,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Sizes to write, such as 16k or en=32k,zh=16k; else the recommended."),
+    ] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option(help="Lists to make, such as en,zh; else all with 1 % of the tokens."),
+    ] = None,
+    heldout: Annotated[
+        float, typer.Option(help="Share of documents held out to measure coverage on.")
+    ] = 0.1,
+    route: Routes = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report to write; else OUTPUT with .report.json.")
+    ] = None,
+    plot: Annotated[bool, typer.Option(help="Draw coverage over size beside the report.")] = True,
+    restart: Annotated[
+        bool, typer.Option(help="Count from the beginning instead of going on.")
+    ] = False,
+    vocab_size: VocabSize = None,
+) -> None:
+    """Count tokens per language and write the most frequent ones.
+
+    Killed runs go on where they were; counts are kept beside OUTPUT, so that other sizes of the
+    same sources take seconds.
+    """
+    size_of_others, wanted = _parse_wanted(size)
+    candidates = sorted({_parse_size("--sizes", text) for text in sizes.split(",")})
+    routes = _pairs("--route", route or [])
+    if not 0.0 <= heldout < 1.0:
+        raise FastMTPError(f"--heldout {heldout}: must be at least 0 and below 1, such as 0.1.")
+    report_path = report or output.with_suffix(".report.json")
+    for path in (output, report_path):
+        _check_folder(path)
+
+    from rich.console import Console
+
+    from fastmtp_sglang.vocabulary import builder
+    from fastmtp_sglang.vocabulary.atomic import write_atomically
+    from fastmtp_sglang.vocabulary.report import plot_report, require_matplotlib
+    from fastmtp_sglang.vocabulary.sources import open_source
+    from fastmtp_sglang.vocabulary.target import load_target
+
+    if plot:
+        require_matplotlib()
+    console = Console()
+    target = load_target(model, vocab_size=vocab_size)
+    opened = [open_source(spec, target.encode) for spec in sources]
+    checkpoint = output.with_suffix(".counts")
+    if restart:
+        checkpoint.unlink(missing_ok=True)
+    with _CountingBar(console, opened) as bar:
+        result = builder.build(
+            target,
+            opened,
+            builder.BuildOptions(
+                candidates=candidates,
+                sizes=wanted,
+                size_of_others=size_of_others,
+                languages=[name.strip() for name in languages.split(",")] if languages else [],
+                routes=routes,
+                heldout_share=heldout,
+            ),
+            checkpoint=checkpoint,
+            on_progress=bar.update,
+        )
+    _print_sizes(console, result.report)
+    for note in result.notes:
+        _say(console, f"note: {note}")
+    write_atomically(report_path, json.dumps(result.report, indent=1).encode())
+    _say(console, f"wrote {report_path}")
+    if plot:
+        plot_report(result.report, report_path.with_suffix(".png"))
+        _say(console, f"wrote {report_path.with_suffix('.png')}")
+    if result.vocabulary is None:
+        _say(console, "no vocabulary written: the full one is predicted to be the fastest")
+        return
+    result.vocabulary.save(output)
+    _print_summary(console, result.vocabulary)
+    _say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
+
+
+class _CountingBar:
+    """A progress bar over all sources; spins where a source does not know its length."""
+
+    def __init__(self, console: "Console", sources: "list[Source]") -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("counting {task.fields[source]}"),
+            BarColumn(),
+            TextColumn("{task.fields[tokens]:,} tokens"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._sources = sources
+        self._task = self._progress.add_task("", source="", tokens=0)
+        self._shown_at = 0.0
+
+    def __enter__(self) -> "_CountingBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def update(self, counts: "TokenCounts") -> None:
+        """Show where counting is; at most ten times a second, since summing counts takes time."""
+        done = counts.source == len(self._sources)
+        if time.monotonic() - self._shown_at < 0.1 and not done:
+            return
+        self._shown_at = time.monotonic()
+        source = self._sources[min(counts.source, len(self._sources) - 1)]
+        total = source.total
+        self._progress.update(
+            self._task,
+            source=source.spec if not done else "done",
+            total=total,
+            completed=total if done and total else counts.position,
+            tokens=counts.tokens,
+        )
+
+
+def _say(console: "Console", text: str) -> None:
+    """Print a line as it is: paths may hold brackets, and are copied from the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_summary(console: "Console", vocabulary: "DraftVocabulary") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("list", "ids", "coverage", "used for", "source")
+    for language, ids in vocabulary.ids.items():
+        share = vocabulary.coverage.get(language)
+        detected = [name for name, listed in vocabulary.routes.items() if listed == language]
+        table.add_row(
+            language,
+            f"{len(ids):,}",
+            "not measured" if share is None else f"{100 * share:.2f} %",
+            ", ".join(detected) or "requests that name it",
+            Text(vocabulary.source.get(language, "")),
+        )
+    console.print(table)
+    if len(vocabulary.ids) < 2:
+        return
+    overlap = Table("shared ids", *vocabulary.languages)
+    sets = {language: set(ids.tolist()) for language, ids in vocabulary.ids.items()}
+    for first in sets.values():
+        overlap.add_row(
+            vocabulary.languages[len(overlap.rows)],
+            *(f"{len(first & second):,}" for second in sets.values()),
+        )
+    console.print(overlap)
+    _say(console, f"all lists together: {len(set().union(*sets.values())):,} ids")
+
+
+def _print_sizes(console: "Console", report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("list", "size", "held-out coverage", "head read", "predicted speed", "")
+    for language, measured in report["languages"].items():
+        for row in measured["sizes"]:
+            share, speed, read = row["coverage"], row["predicted_speedup"], row["head_bytes"]
+            table.add_row(
+                language,
+                f"{row['size']:,}",
+                "nothing held out" if share is None else f"{100 * share:.2f} %",
+                "" if read is None else f"{read / 1e6:.1f} MB",
+                "" if speed is None else f"{speed:.3f} x",
+                "recommended" if row["size"] == measured["recommended"] else "",
+            )
+    console.print(table)
+    if report["bytes"] is not None:
+        _say(
+            console,
+            "predicted speed: against drafting from the full vocabulary, from bytes read at batch "
+            "1 and the acceptance of the FastMTP paper; it ranks sizes and is no measurement",
+        )
+
+
+def _pairs(argument: str, texts: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise FastMTPError(f"{argument} {text}: must have the form NAME=VALUE.")
+        if name in pairs:
+            raise FastMTPError(f"{argument} {text}: '{name}' is given twice.")
+        pairs[name] = value
+    return pairs
+
+
+def _parse_wanted(text: str | None) -> tuple[int | None, dict[str, int]]:
+    if text is None:
+        return None, {}
+    if "=" not in text:
+        return _parse_size("--size", text), {}
+    pairs = _pairs("--size", text.split(","))
+    return None, {name: _parse_size("--size", value) for name, value in pairs.items()}
+
+
+def _parse_size(argument: str, text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+)(k?)\s*", text, re.IGNORECASE)
+    if not match or int(match[1]) == 0:
+        raise FastMTPError(
+            f"{argument} {text}: must be a number of ids such as 16384 or 16k (k is 1,024)."
+        )
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FastMTPError(f"{path}: the folder {path.parent} does not exist; create it first.")
