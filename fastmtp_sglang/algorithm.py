@@ -137,15 +137,17 @@ class FastMTPAlgorithm(CustomSpecAlgo):
 
 
 def worker_class(server_args: Any) -> type:
-    """The worker factory: called once, in the scheduler process, before the draft model is built."""
+    """The worker factory: called once, in the scheduler process, before the draft is built."""
     from sglang.srt.models.registry import ModelRegistry
     from sglang.srt.platforms import current_platform
 
     from fastmtp_sglang.head.config import ARCHITECTURE
+    from fastmtp_sglang.head.native import MiMoMTP
     from fastmtp_sglang.head.serving import FastMTPHead
     from fastmtp_sglang.worker import FastMTPWorker
 
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
+    ModelRegistry.models["MiMoMTP"] = MiMoMTP
     if current_platform.is_out_of_tree() and current_platform.device_type == "cpu":
         from fastmtp_sglang.cpu import ops
 

@@ -82,6 +82,9 @@ class FastMTPConfig(PreTrainedConfig):
                 f"{', '.join(FAMILIES)}. Use the model's native MTP layer if it has one."
             )
         fields = {k: v for k, v in target.to_dict().items() if k not in _NOT_COPIED}
+        if fields.get("layer_types"):
+            # One entry a layer; the head's block is a copy of the last.
+            fields["layer_types"] = fields["layer_types"][-1:]
         config = cls(
             **fields,
             family=family,
@@ -97,8 +100,6 @@ class FastMTPConfig(PreTrainedConfig):
         fields = {k: v for k, v in self.to_dict().items() if k not in _NOT_COPIED}
         for ours in ("family", "num_speculative_steps", "tokenizer_fingerprint"):
             fields.pop(ours)
-        if "layer_types" in fields and fields["layer_types"]:
-            fields["layer_types"] = fields["layer_types"][-1:]
         return CONFIG_MAPPING[self.family](**fields, num_hidden_layers=1)
 
     @classmethod
