@@ -195,7 +195,7 @@ def _difference(hook: Hook) -> str | None:
 
 @cache
 def _definitions(module: str) -> dict[str, tuple[str, ...] | None] | None:
-    """Parameters of every function and method of a module by qualified name, None for other names."""
+    """Parameters of each function and method of a module by qualified name, None for the rest."""
     path = _source(module)
     if path is None:
         return None
@@ -221,9 +221,9 @@ def _collect(node: ast.stmt, prefix: str, found: dict[str, tuple[str, ...] | Non
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         found[prefix + node.target.id] = None
     elif isinstance(node, ast.If | ast.Try):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.stmt):
-                _collect(child, prefix, found)
+        for branch in ast.iter_child_nodes(node):
+            if isinstance(branch, ast.stmt):
+                _collect(branch, prefix, found)
 
 
 def _source(module: str) -> Path | None:

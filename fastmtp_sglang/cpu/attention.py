@@ -4,12 +4,14 @@ Which cache slots each query row may see is planned once per forward pass and sh
 Decoding, chain verification and draft extension are one case: the same number n of query rows for
 every request. A prefill is cut into chunks of one request's rows.
 
-Two choices make a row's output independent, to the last bit, of the rows computed beside it, so that
+Three choices make a row's output independent, to the last bit, of the rows computed beside it, so that
 a token verified among K drafts gets the logits that plain decoding would have given it:
 - the query rows of one key head (group size x n) form one product, padded to a multiple of 4 rows,
   since a product of 1 to 3 rows runs through another kernel than a larger one;
-- keys are padded to a multiple of 16 with masked slots.
-Both need MKL's reproducible mode, which `cpu.activate` sets. Measured over random shapes, chunkings
+- keys are padded with masked slots to a width at which MKL sums them in the same blocks as at any
+  other (`_key_width`);
+- there are always two products to compute: a lone one would be split among MKL's threads.
+All need MKL's reproducible mode, which `cpu.activate` sets. Measured over random shapes, chunkings
 and batches in tests/cpu/test_attention.py.
 """
 
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
 
 _ROW_MULTIPLE = 4
 _KEY_MULTIPLE = 16
+# torch's flash attention takes this many keys at a time. Of a part with 193..383 keys MKL sums each
+# half by itself, of a longer one 192 keys and then the rest: such a part is padded to 384.
+_KEY_PART = 512
+_HALVED_ABOVE, _HALVED_BELOW = 192, 384
+# torch computes this many query rows per product and thread when there are few of them.
+_ROWS_PER_PRODUCT = 32
 # Rows of a prefill in one call: bounds the mask (rows x keys) and skips keys of later chunks.
 _PREFILL_CHUNK = 256
 # Requests share a call when their key counts round up to the same power of two, at least this.
@@ -44,7 +52,7 @@ class AttentionCall:
 
     Attributes:
         tokens: positions of the b * n rows in the flattened batch; a slice, or int64 [b * n].
-        slots: cache slots of the keys, int64 [b, L]; L a multiple of 16, slot 0 beyond the end.
+        slots: cache slots of the keys, int64 [b, L]; L from `_key_width`, slot 0 beyond the end.
         visible: how many leading keys each row sees, int64 [b, n].
     """
 
@@ -79,6 +87,15 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def _key_width(length: int) -> int:
+    """The number of keys to compute with where `length` are visible."""
+    parts, rest = divmod(length, _KEY_PART)
+    rest = _round_up(rest, _KEY_MULTIPLE)
+    if _HALVED_ABOVE < rest < _HALVED_BELOW:
+        rest = _HALVED_BELOW
+    return parts * _KEY_PART + rest
+
+
 def plan_uniform(
     req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, visible: torch.Tensor
 ) -> list[AttentionCall]:
@@ -96,7 +113,7 @@ def plan_uniform(
     n = visible.shape[1]
     calls = []
     for rows in buckets.values():
-        width = _round_up(max(lengths[row] for row in rows), _KEY_MULTIPLE)
+        width = _key_width(max(lengths[row] for row in rows))
         if len(buckets) == 1:
             tokens: slice | torch.Tensor = slice(0, len(lengths) * n)
             chosen, seen = req_pool_indices, visible
@@ -125,7 +142,7 @@ def plan_prefill(
                 req_to_token,
                 req_pool_indices[request : request + 1],
                 visible[:, -1],
-                _round_up(prefix + last, _KEY_MULTIPLE),
+                _key_width(prefix + last),
             )
             calls.append(AttentionCall(slice(start + first, start + last), slots, visible))
         start += extend
@@ -175,6 +192,8 @@ def attend(
     flat = call.slots.flatten()
     keys = key_cache.index_select(0, flat).view(b, width, key_heads, size)
     values = value_cache.index_select(0, flat).view(b, width, key_heads, value_size)
+    if b * key_heads == 1 and padded.shape[2] <= _ROWS_PER_PRODUCT:
+        padded, keys, values = (t.expand(2, -1, -1, -1) for t in (padded, keys, values))
     result = torch.nn.functional.scaled_dot_product_attention(
         padded,
         keys.transpose(1, 2).to(query.dtype),
@@ -182,7 +201,7 @@ def attend(
         attn_mask=mask.to(query.dtype),
         scale=scale,
     )
-    result = result[:, :, : group * n].view(b, key_heads, group, n, value_size)
+    result = result[:b, :, : group * n].view(b, key_heads, group, n, value_size)
     output[call.tokens] = result.permute(0, 3, 1, 2, 4).reshape(b * n, heads, value_size)
 
 

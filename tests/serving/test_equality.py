@@ -14,7 +14,9 @@ SPECULATIVE = ("mimo-native", "mimo-head-synchronous", "mimo-nextn")
 
 
 def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
-    differing = [i for i, (a, b) in enumerate(zip(fast, base, strict=True)) if a.visible != b.visible]
+    differing = [
+        i for i, (a, b) in enumerate(zip(fast, base, strict=True)) if a.visible != b.visible
+    ]
     assert not differing, [(i, fast[i].visible[:1], base[i].visible[:1]) for i in differing[:3]]
 
 
@@ -73,9 +75,7 @@ def test_staggered_arrivals_streamed(servers, baselines, kind):
     def late(index: int) -> Answer:
         time.sleep(0.05 * index)
         prompt, tokens = cases[index]
-        return generate(
-            servers(kind), prompt, stream=True, max_new_tokens=tokens, ignore_eos=True
-        )
+        return generate(servers(kind), prompt, stream=True, max_new_tokens=tokens, ignore_eos=True)
 
     servers(kind)
     with ThreadPoolExecutor(len(cases)) as pool:
