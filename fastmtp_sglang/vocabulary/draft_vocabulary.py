@@ -131,7 +131,7 @@ class DraftVocabulary:
             "coverage": json.dumps(dict(self.coverage)),
             "samples": json.dumps(dict(self.samples)),
         }
-        write_atomically(path, serialize(tensors, metadata=metadata))
+        write_atomically(path, _with_sorted_header(serialize(tensors, metadata=metadata)))
 
     @classmethod
     def load(
@@ -223,6 +223,18 @@ def default_routes(
     if "en" in routes:
         routes.setdefault("code", routes["en"])
     return routes
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Sort the header of a serialized file, so that equal vocabularies are equal files.
+
+    safetensors writes the keys of the metadata in random order.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _read(path: Path, name: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
