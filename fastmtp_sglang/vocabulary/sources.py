@@ -291,6 +291,8 @@ class DatasetSource(Source):
                 "`column=NAME`."
             )
         value = row[column]
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return "\n".join(value)
         if isinstance(value, list) and all(
             isinstance(item, dict) and isinstance(item.get("content"), str) for item in value
         ):
@@ -298,6 +300,6 @@ class DatasetSource(Source):
         if not isinstance(value, str):
             raise FastMTPError(
                 f"{place}: column '{column}' holds a {type(value).__name__}; text, or a list of "
-                "chat messages with 'content', is expected."
+                "texts or of chat messages with 'content', is expected."
             )
         return value

@@ -125,6 +125,8 @@ def test_rows_of_messages_and_of_token_ids(tmp_path: Path):
     messages = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]]
     datasets.Dataset.from_dict({"messages": messages}).save_to_disk(tmp_path / "chat")
     assert read(open_source(f"datasets:{tmp_path}/chat?column=messages", encode)) == b"hi\nho"
+    datasets.Dataset.from_dict({"turns": [["one", "two"]]}).save_to_disk(tmp_path / "turns")
+    assert read(open_source(f"datasets:{tmp_path}/turns?column=turns", encode)) == b"one\ntwo"
     datasets.Dataset.from_dict({"answer_ids": [[65, 66]]}).save_to_disk(tmp_path / "ids")
     assert read(open_source(f"datasets:{tmp_path}/ids", encode)) == b"AB"
 
