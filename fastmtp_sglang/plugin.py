@@ -1,8 +1,8 @@
 """The entry point in the group `sglang.srt.plugins`: what SGLang learns from us at start-up.
 
-SGLang calls `register` in every process it starts, so it stays cheap: it names the algorithm and the
-checkpoint format. What needs SGLang's models or workers waits for `algorithm.create_worker`, which
-only the scheduler process calls.
+SGLang calls `register` in every process it starts, so it stays cheap: it names the algorithm and
+the checkpoint format. What needs SGLang's models or workers waits for `algorithm.worker_class`,
+which only the scheduler process calls.
 """
 
 import logging

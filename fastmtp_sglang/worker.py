@@ -1,8 +1,8 @@
 """The FASTMTP worker: SGLang's V2 worker with one shared head, drafted recursively.
 
-Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV cache are SGLang's.
-What differs is the memory: the head's embedding and lm_head are the target's tensors from the moment
-the head is loaded, before the KV pool is sized.
+Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV cache are
+SGLang's. What differs is the memory: the head's embedding and lm_head are the target's tensors from
+the moment the head is loaded, before the KV pool is sized.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Which cache slots each query row may see is planned once per forward pass and sh
 Decoding, chain verification and draft extension are one case: the same number n of query rows for
 every request. A prefill is cut into chunks of one request's rows.
 
-Three choices make a row's output independent, to the last bit, of the rows computed beside it, so that
-a token verified among K drafts gets the logits that plain decoding would have given it:
+Three choices make a row's output independent, to the last bit, of the rows computed beside it, so
+that a token verified among K drafts gets the logits that plain decoding would have given it:
 - the query rows of one key head (group size x n) form one product, padded to a multiple of 4 rows,
   since a product of 1 to 3 rows runs through another kernel than a larger one;
 - keys are padded with masked slots to a width at which MKL sums them in the same blocks as at any

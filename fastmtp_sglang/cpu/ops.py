@@ -198,7 +198,7 @@ def install() -> None:
 
 
 def _select_eagerly() -> None:
-    """Run stock EAGLE's per-step token selection without compiling it: that needs a C++ compiler."""
+    """Run stock EAGLE's token selection uncompiled: compiling it needs a C++ compiler."""
     from sglang.srt.speculative import spec_utils
 
     compiled = spec_utils._select_top_k_tokens_later

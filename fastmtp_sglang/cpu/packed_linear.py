@@ -1,10 +1,11 @@
 """Linear layers whose weights oneDNN has repacked once, at load time.
 
-Verification multiplies K+1 rows by weights that plain decoding multiplies by one; the bytes read are
-the same, but torch's product over a row-major weight costs twice as much for 4 rows as for 1. oneDNN's
-blocked layout costs 1.3 times as much (SmolLM2-135M, two Zen 3 cores: 22 ms for 1 row and 29 ms for
-4, against 31 and 52), and it accumulates each output in the same order whatever the number of rows, so a token's
-logits do not depend on who shares its batch. Decoding without speculation gains too.
+Verification multiplies K+1 rows by weights that plain decoding multiplies by one; the bytes read
+are the same, but torch's product over a row-major weight costs twice as much for 4 rows as for 1.
+oneDNN's blocked layout costs 1.3 times as much (all linear layers of SmolLM2-135M on two Zen 3
+cores: 22 ms for 1 row and 29 ms for 4, against 31 and 52), and it accumulates each output in the
+same order whatever the number of rows, so a token's logits do not depend on who shares its batch.
+Decoding without speculation gains too.
 
 Only float32 is repacked. The row-major copy of a linear layer is freed; an embedding that doubles
 as head keeps its rows, since looking tokens up needs them.
@@ -58,7 +59,7 @@ class PackedLinearMethod(UnquantizedLinearMethod):
         layer.weight.data = torch.empty(0, dtype=layer.weight.dtype)
 
     def unpack(self, layer: LinearBase) -> None:
-        """Give `layer.weight` its rows back, exactly as they were, so that a loader can fill them."""
+        """Give `layer.weight` its rows back, exactly as they were, for a loader to fill."""
         assert self.packed is not None
         layer.weight.data = self.packed.to_dense()
         self.packed = None

@@ -9,8 +9,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
-# SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for it.
-# On our platform the name stands for our class.
+# SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
+# it. On our platform the name stands for our class.
 ATTENTION_BACKEND = "torch_native"
 
 

@@ -30,8 +30,8 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     """
     if num_speculative_steps < 1:
         raise FastMTPError(
-            f"num_speculative_steps {num_speculative_steps} must be at least 1: it is K, the number "
-            "of tokens drafted per step."
+            f"num_speculative_steps {num_speculative_steps} must be at least 1: it is K, the "
+            "number of tokens drafted per step."
         )
     if out.exists():
         raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")

@@ -169,8 +169,8 @@ def _check_tokenizer(target_path: str, draft_path: str, draft: Any) -> None:
     actual = tokenizer_fingerprint(AutoTokenizer.from_pretrained(target_path))
     if actual != trained_with:
         raise FastMTPError(
-            f"--speculative-draft-model-path {draft_path} was made for a tokenizer with fingerprint "
-            f"{trained_with}, the target {target_path} has {actual}: the same id means another "
+            f"--speculative-draft-model-path {draft_path} was made for a tokenizer with "
+            f"fingerprint {trained_with}, the target {target_path} has {actual}: the same id means another "
             "token. Use a head that was made for this target."
         )
 

@@ -78,8 +78,8 @@ class FastMTPConfig(PreTrainedConfig):
         family = FAMILIES.get(architecture)
         if family is None:
             raise FastMTPError(
-                f"A FastMTP head cannot be made for {architecture}: its decoder block is not one of "
-                f"{', '.join(FAMILIES)}. Use the model's native MTP layer if it has one."
+                f"A FastMTP head cannot be made for {architecture}: its decoder block is not one "
+                f"of {', '.join(FAMILIES)}. Use the model's native MTP layer if it has one."
             )
         fields = {k: v for k, v in target.to_dict().items() if k not in _NOT_COPIED}
         if fields.get("layer_types"):

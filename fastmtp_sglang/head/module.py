@@ -46,7 +46,7 @@ _PARTS = {
 
 
 class FastMTPHead(PreTrainedModel):
-    """One recursive MTP head; `from_pretrained` and `save_pretrained` as for any transformers model.
+    """One recursive MTP head, a transformers model (`from_pretrained`, `save_pretrained`).
 
     Example:
         >>> head = FastMTPHead.from_pretrained("head-directory")

@@ -1,8 +1,8 @@
 """MiMo's native MTP layer as a draft model: SGLang's own class, without copies of the vocabulary.
 
-SGLang's `MiMoMTP` allocates an embedding and an lm_head (2.5 GB for MiMo-7B in bfloat16), fills them
-from the checkpoint and then drops them for the target's. Here both are shapes without memory until
-the target's tensors take their place.
+SGLang's `MiMoMTP` allocates an embedding and an lm_head (2.5 GB for MiMo-7B in bfloat16), fills
+them from the checkpoint and then drops them for the target's. Here both are shapes without memory
+until the target's tensors take their place.
 """
 
 from __future__ import annotations

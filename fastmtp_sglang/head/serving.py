@@ -2,8 +2,8 @@
 
 SGLang builds it for checkpoints of architecture `FastMTPHead` and drives it in its draft worker:
 `forward_batch.spec_info.hidden_states` [tokens, D] holds the hidden state of each row's position,
-`input_ids` the token one position further on. The embedding and the lm_head are the target's own
-modules, taken over by `set_embed_and_head` and `set_lm_head_from_target`; the head allocates neither.
+`input_ids` the token one position further on. The embedding and the lm_head are the target's,
+taken over by `set_embed_and_head` and `set_lm_head_from_target`; the head allocates neither.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Real servers on the CPU, each started once and shared by the tests of this folder.
 
-`servers(name)` gives the base URL of one of the `KINDS` below. Baselines run the same target without
-speculation. Logs go to pytest's temporary directory and are named in a failure.
+`servers(name)` gives the base URL of a server, by the names in `_flags`. Baselines run the same
+target without speculation. Logs go to pytest's temporary directory and are named in a failure.
 """
 
 import os
