@@ -170,8 +170,8 @@ def _check_tokenizer(target_path: str, draft_path: str, draft: Any) -> None:
     if actual != trained_with:
         raise FastMTPError(
             f"--speculative-draft-model-path {draft_path} was made for a tokenizer with "
-            f"fingerprint {trained_with}, the target {target_path} has {actual}: the same id means another "
-            "token. Use a head that was made for this target."
+            f"fingerprint {trained_with}, the target {target_path} has {actual}: the same id "
+            "means another token. Use a head that was made for this target."
         )
 
 

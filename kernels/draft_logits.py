@@ -1,0 +1,176 @@
+"""The interface of the draft head's last layer: best tokens of every row, each over its own list.
+
+``hidden [B, D]`` and a language id a row go in, ``DraftTokens`` come out; the logits are never
+written. ``TritonDraftLogits`` (GPU) and ``TorchDraftLogits`` (CPU) implement it, and
+``make_draft_logits`` picks by the device of the head. Everything is validated there, once, when
+the model is loaded; a call checks nothing on the device and never waits for it, so that it can be
+captured in a CUDA graph and replayed with other hidden states and other languages.
+
+The rules, the same for both implementations and for the float64 reference:
+
+- score = softcap(scale * (head row . hidden)) in float32, softcap(x) = cap * tanh(x / cap);
+- equal scores go to the lowest token id, -0 equals +0;
+- a score of NaN or -inf is no candidate, and counts nothing in the log-sum-exp;
+- a row with fewer than k candidates (an empty list, language -1, a NaN hidden state) is filled up
+  with the fallback id at score -inf.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmtp_kernels.slots import DraftSlots
+
+MAX_TOP_K = 8
+"""Top-k is k passes over keys in registers, which is only sensible for a small k."""
+
+MAX_BATCH = 256
+"""Rows of the largest batch: bounds the workspace, 8 bytes a row, tile and k."""
+
+
+class DraftTokens(NamedTuple):
+    """The best tokens of every row, best first.
+
+    Attributes:
+        ids: int64 [B, k], token ids of the target's vocabulary.
+        scores: float32 [B, k], logits after scale and softcap.
+        keys: int64 [B, k], both of the above in one number (``fastmtp_kernels.keys``); what
+            tensor-parallel ranks exchange.
+        log_sum_exp: float32 [B] over the row's list, or None unless asked for at construction.
+            ``exp(score - log_sum_exp)`` is the draft's probability q over the list.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    keys: Tensor
+    log_sum_exp: Tensor | None
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """What the target's head does to its logits, and what the caller wants of them.
+
+    Attributes:
+        scale: factor on the logits (SGLang's ``logit_scale``).
+        softcap: ``final_logit_softcapping`` of the target, 0 for none.
+        top_k: tokens a row, 1 to 8.
+        log_sum_exp: whether to return it.
+        fallback_id: the id where a row has no candidate.
+        max_batch: rows of the largest batch; sizes the workspace.
+    """
+
+    scale: float = 1.0
+    softcap: float = 0.0
+    top_k: int = 1
+    log_sum_exp: bool = False
+    fallback_id: int = 0
+    max_batch: int = MAX_BATCH
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an option outside its range."""
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, not {self.scale}")
+        if not self.softcap >= 0:
+            raise ValueError(f"softcap must be positive, or 0 for none, not {self.softcap}")
+        if not 1 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"top_k must be 1 to {MAX_TOP_K}, not {self.top_k}")
+        if not 1 <= self.max_batch <= MAX_BATCH:
+            raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, not {self.max_batch}")
+        if not 0 <= self.fallback_id < 2**31:
+            raise ValueError(f"fallback_id must be a token id, not {self.fallback_id}")
+
+
+class DraftLogits(ABC):
+    """Best tokens of a batch, each row over the list of its language.
+
+    Calls use one workspace and must therefore be ordered: one stream, or one after another.
+    """
+
+    def __init__(self, head: Tensor, slots: DraftSlots, options: DraftOptions) -> None:
+        """Keep a reference to the live ``head`` [V, D] and to the tables.
+
+        Raises:
+            ValueError: the head is not a float matrix with contiguous rows, or has no row that a
+                slot names.
+        """
+        if head.dim() != 2 or head.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(
+                "the head must be a float32, float16 or bfloat16 matrix, "
+                f"not {head.dtype} of shape {list(head.shape)}"
+            )
+        if head.stride(1) != 1:
+            raise ValueError(f"the head's rows must be contiguous; its strides are {head.stride()}")
+        if len(slots) and int(slots.head_rows.max()) >= head.shape[0]:
+            raise ValueError(
+                f"the slots name head row {int(slots.head_rows.max())}, but the head has only "
+                f"{head.shape[0]} rows; build the slots with this rank's shard range"
+            )
+        self.head = head.detach()  # the same memory: weight updates in place are seen
+        self.slots = slots
+        self.options = options
+
+    def _check_batch(self, batch: int) -> None:
+        if batch > self.options.max_batch:
+            raise ValueError(
+                f"a batch of {batch} rows is more than max_batch {self.options.max_batch}"
+            )
+
+    @abstractmethod
+    def __call__(self, hidden: Tensor, languages: Tensor) -> DraftTokens:
+        """Return the best tokens of every row, over this rank's share of its list.
+
+        Args:
+            hidden: [B, D] in any float dtype, rows contiguous; cast to the head's dtype.
+            languages: int32 or int64 [B] on the same device, an index into ``slots.languages``;
+                any other value means "no list".
+
+        Raises:
+            ValueError: more than ``options.max_batch`` rows.
+        """
+
+    @abstractmethod
+    def merge(self, keys: Tensor, log_sum_exp: Tensor | None = None) -> DraftTokens:
+        """Combine what the tensor-parallel ranks found, after an all-gather of ``keys``.
+
+        Args:
+            keys: int64 [ranks, B, k].
+            log_sum_exp: float32 [ranks, B] if the option is set.
+        """
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Copy the head rows again, in place, after the head's weights were updated.
+
+        Does nothing where rows are read from the live head.
+        """
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Compile whatever a later call could need, so that no call pauses to do so."""
+
+
+def make_draft_logits(
+    head: Tensor, slots: DraftSlots, options: DraftOptions | None = None, *, packed: bool = False
+) -> DraftLogits:
+    """Return the implementation for the head's device.
+
+    Args:
+        head: [V, D] float matrix, this rank's share of the target's head.
+        slots: from ``DraftSlots.build``, for the same shard.
+        options: see ``DraftOptions``.
+        packed: on a GPU, copy the union of all lists into slot order instead of gathering rows from
+            the live head: contiguous reads for the memory of the copy. The CPU always packs.
+    """
+    options = options or DraftOptions()
+    if head.device.type == "cpu":
+        from fastmtp_kernels.torch_draft import TorchDraftLogits
+
+        return TorchDraftLogits(head, slots, options)
+    from fastmtp_kernels.triton_draft import TritonDraftLogits
+
+    return TritonDraftLogits(head, slots, options, packed=packed)
