@@ -151,4 +151,5 @@ class FastMTPHead(PreTrainedModel):
         return torch.stack(tokens), torch.stack(outputs)
 
 
+FastMTPConfig.register_for_auto_class_loading()
 AutoModel.register(FastMTPConfig, FastMTPHead, exist_ok=True)
