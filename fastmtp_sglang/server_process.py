@@ -8,7 +8,6 @@ Ctrl-C reaches only us and we stop the whole group. Standard library and httpx o
 """
 
 import contextlib
-import ctypes
 import os
 import random
 import shlex
@@ -35,8 +34,9 @@ _TAIL_LINES = 25
 # Below the range from which Linux takes the ports of outgoing connections: the server binds ten
 # seconds after we have looked, and until then nobody is handed this port by accident.
 _PORTS = range(20_000, 32_000)
-# Looked up here: between fork and exec nothing may be imported or wait for a lock. Linux only.
-_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+# Waits for the end of its stdin, which comes when we die, then ends the process group $0. SGLang's
+# processes watch their parent too, but not in their first ten seconds.
+_WATCHDOG = "read _; kill -s TERM -- -$0; sleep 10; kill -s KILL -- -$0"
 
 
 def launch_prefix() -> list[str]:
@@ -65,8 +65,8 @@ class ServerProcess:
     """One `sglang serve` process; a context manager whose body runs while the server answers.
 
     `env` is laid over this process's environment (None removes a name). Without `log_path` the log
-    is a temporary file that survives only a failure. Start it in a thread that outlives the server:
-    the kernel ends the server with the thread that started it, so that a killed parent leaves none.
+    is a temporary file that survives only a failure. A watchdog process ends the server even when
+    this process is killed.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class ServerProcess:
         self._start_timeout = start_timeout
         self._on_wait = on_wait
         self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -105,8 +106,7 @@ class ServerProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        if error is None and not self._keep_log:
-            self.log_path.unlink(missing_ok=True)
+        self._drop_log(error)
 
     @property
     def log_path(self) -> Path:
@@ -138,12 +138,19 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env={name: value for name, value in self._env.items() if value is not None},
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
             )
         try:
+            self._watchdog = subprocess.Popen(
+                ["sh", "-c", _WATCHDOG, str(self._process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
             self._await_health()
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            self._drop_log(error)
             raise
 
     def stop(self, timeout: float = 20.0) -> None:
@@ -164,6 +171,10 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if self._watchdog is not None:
+                self._watchdog.kill()  # before its stdin closes: there is nothing left to end
+                self._watchdog.communicate()
+                self._watchdog = None
 
     def check_alive(self) -> None:
         """Raise FastMTPError with the end of the log if the server has ended by itself."""
@@ -176,6 +187,11 @@ class ServerProcess:
         with self.log_path.open("rb") as log:
             log.seek(max(0, self.log_path.stat().st_size - 400 * lines))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+    def _drop_log(self, error: BaseException | None) -> None:
+        """Remove a temporary log, unless it may tell what went wrong (Ctrl-C is not that)."""
+        if not self._keep_log and not isinstance(error, Exception):
+            self.log_path.unlink(missing_ok=True)
 
     def _await_health(self) -> None:
         began = time.monotonic()
@@ -205,9 +221,3 @@ class ServerProcess:
             f"{what}; command: {shlex.join(self.command)}\n"
             f"the end of its log {self.log_path}:\n{self.log_tail()}"
         )
-
-
-def _end_with_parent() -> None:
-    """Ask Linux, in the child, for SIGTERM when the parent dies without having stopped us."""
-    if _PRCTL is not None:
-        _PRCTL(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +23,8 @@ FAKE = Path(__file__).with_name("fake_sglang.py")
 
 
 @pytest.fixture(autouse=True)
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(server_process, "launch_prefix", lambda: [sys.executable, str(FAKE)])
 
 
@@ -78,7 +80,6 @@ def test_a_death_shows_the_log():
     assert "ValueError: this flag is wrong" in str(error.value)
     assert "--model-path m" in str(error.value)
     assert server.log_path.exists()
-    server.log_path.unlink()
 
 
 def test_a_late_death_is_noticed():
@@ -94,7 +95,6 @@ def test_a_start_that_takes_too_long_is_stopped():
     with pytest.raises(FastMTPError, match="was not ready after 1 seconds"):
         server.start()
     assert server.pid is None
-    server.log_path.unlink()
 
 
 def test_ctrl_c_during_the_start_stops_it():
@@ -108,6 +108,7 @@ def test_ctrl_c_during_the_start_stops_it():
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert not alive(pids[0])
+    assert not server.log_path.exists()
 
 
 def test_stop_takes_children_that_ignore_sigterm():
@@ -137,7 +138,6 @@ def test_temporary_log_goes_with_success_and_stays_with_failure():
     with pytest.raises(ZeroDivisionError), server:
         1 / 0  # noqa: B018
     assert server.log_path.exists()
-    server.log_path.unlink()
 
 
 KILLED_PARENT = """
@@ -146,20 +146,30 @@ from fastmtp_sglang import server_process
 server_process.launch_prefix = lambda: [sys.executable, sys.argv[1]]
 server = server_process.ServerProcess("m")
 server.start()
-print(server.pid, server.log_path, flush=True)
+print(server.pid, server.log_tail().split("child ")[1], server.log_path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")
 def test_a_killed_parent_leaves_no_server():
     parent = subprocess.run(
-        [sys.executable, "-c", KILLED_PARENT, str(FAKE)], capture_output=True, text=True
+        [sys.executable, "-c", KILLED_PARENT, str(FAKE)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FAKE_DEAF_CHILD": "1"},
     )
     assert parent.returncode == -signal.SIGKILL
-    pid, log = parent.stdout.split()
-    wait_until(lambda: not alive(int(pid)))
+    server, child, log = parent.stdout.split()
+    wait_until(lambda: not alive(int(server)))
+    wait_until(lambda: not alive(int(child)), seconds=20)
     os.unlink(log)
+
+
+def test_the_watchdog_goes_with_the_server():
+    with ServerProcess("m") as server:
+        watchdog = server._watchdog.pid
+        assert alive(watchdog)
+    assert not alive(watchdog)
 
 
 def test_free_port_can_be_bound():
