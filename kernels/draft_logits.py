@@ -29,9 +29,6 @@ from fastmtp_kernels.slots import DraftSlots
 MAX_TOP_K = 8
 """Top-k is k passes over keys in registers, which is only sensible for a small k."""
 
-MAX_BATCH = 256
-"""Rows of the largest batch: bounds the workspace, 8 bytes a row, tile and k."""
-
 
 class DraftTokens(NamedTuple):
     """The best tokens of every row, best first.
@@ -61,7 +58,7 @@ class DraftOptions:
         top_k: tokens a row, 1 to 8.
         log_sum_exp: whether to return it.
         fallback_id: the id where a row has no candidate.
-        max_batch: rows of the largest batch; sizes the workspace.
+        max_batch: rows of the largest batch; sizes the workspace (8 bytes a row, tile and k).
     """
 
     scale: float = 1.0
@@ -69,7 +66,7 @@ class DraftOptions:
     top_k: int = 1
     log_sum_exp: bool = False
     fallback_id: int = 0
-    max_batch: int = MAX_BATCH
+    max_batch: int = 256
 
     def __post_init__(self) -> None:
         """Raise ValueError for an option outside its range."""
@@ -79,8 +76,8 @@ class DraftOptions:
             raise ValueError(f"softcap must be positive, or 0 for none, not {self.softcap}")
         if not 1 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"top_k must be 1 to {MAX_TOP_K}, not {self.top_k}")
-        if not 1 <= self.max_batch <= MAX_BATCH:
-            raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, not {self.max_batch}")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, not {self.max_batch}")
         if not 0 <= self.fallback_id < 2**31:
             raise ValueError(f"fallback_id must be a token id, not {self.fallback_id}")
 

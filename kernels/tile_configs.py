@@ -63,7 +63,14 @@ def tile_configs(backend: str, itemsize: int) -> tuple[TileConfig, ...]:
     return configs
 
 
-def choose_config(backend: str, itemsize: int, batch: int, smallest_list: int) -> TileConfig:
+UNALIGNED_BLOCK_K = 32
+"""BLOCK_K for rows that do not start at multiples of 16 elements: narrow loads need an address and
+a register each. No model that we know has such a hidden size; the kernel must only not spill."""
+
+
+def choose_config(
+    backend: str, itemsize: int, batch: int, smallest_list: int, aligned: bool = True
+) -> TileConfig:
     """Return the configuration for a batch.
 
     Args:
@@ -72,8 +79,11 @@ def choose_config(backend: str, itemsize: int, batch: int, smallest_list: int) -
         batch: rows.
         smallest_list: ids of the smallest list that is not empty; a batch of that language alone
             must still fill the GPU.
+        aligned: whether the head's row stride is a multiple of 16 elements.
     """
     configs = tile_configs(backend, itemsize)
+    if not aligned:
+        configs = tuple(config._replace(block_k=UNALIGNED_BLOCK_K) for config in configs)
     block_b = next((c.block_b for c in configs if c.block_b >= batch), configs[-1].block_b)
     fitting = [config for config in configs if config.block_b == block_b]
     for config in fitting:  # from the largest BLOCK_V

@@ -54,7 +54,7 @@ class TorchDraftLogits(DraftLogits):
     def warm_up(self) -> None:
         """Nothing to compile."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, hidden: Tensor, languages: Tensor) -> DraftTokens:
         """See ``DraftLogits``. Rows of one language share a matrix product."""
         self._check_batch(hidden.shape[0])
@@ -90,7 +90,7 @@ class TorchDraftLogits(DraftLogits):
             columns.append(encode_keys(best, ids[position]))
         return torch.stack(columns, dim=1), log_sum_exp
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def merge(self, keys: Tensor, log_sum_exp: Tensor | None = None) -> DraftTokens:
         """See ``DraftLogits``."""
         best = keys.movedim(0, 1).flatten(1).topk(self.options.top_k).values

@@ -228,21 +228,24 @@ class TritonDraftLogits(DraftLogits):
         backend = "hip" if torch.version.hip else "cuda"
         sizes = [len(slots.slots_of(language)) for language in range(len(slots.languages))]
         smallest = min(filter(None, sizes), default=0)
+        aligned = self._weights.stride(0) % 16 == 0
         self._configs = [
-            choose_config(backend, head.element_size(), batch, smallest)
+            choose_config(backend, head.element_size(), batch, smallest, aligned)
             for batch in range(options.max_batch + 1)
         ]
         self._tile_bits = {
             block_v: slots.tile_bits(block_v).to(head.device)
             for block_v in {config.block_v for config in self._configs}
         }
-        rows = options.max_batch
-        most_tiles = max(map(len, self._tile_bits.values()))
+        entries = max(
+            batch * len(self._tile_bits[config.block_v])
+            for batch, config in enumerate(self._configs)
+        )
         self._tile_keys = torch.empty(
-            rows * most_tiles * options.top_k, dtype=torch.int64, device=head.device
+            entries * options.top_k, dtype=torch.int64, device=head.device
         )
         self._tile_lse = torch.empty(
-            rows * most_tiles if options.log_sum_exp else 1, dtype=torch.float32, device=head.device
+            entries if options.log_sum_exp else 1, dtype=torch.float32, device=head.device
         )
 
     def refresh(self) -> None:

@@ -1,0 +1,184 @@
+"""Every shipped tile configuration compiles for the GPUs that this machine does not have.
+
+What is asserted is what a GPU would otherwise tell too late: registers spilled to memory, more
+shared memory than a block may have, narrow loads, the tensor cores left unused. Each configuration
+is compiled in its plainest form (top-1) and in its heaviest (top-8, log-sum-exp, softcap).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import triton
+from kernel_compiler import TARGETS, compile_offline, resources
+
+from fastmtp_kernels import triton_draft
+from fastmtp_kernels.draft_logits import MAX_TOP_K
+from fastmtp_kernels.tile_configs import TileConfig, choose_config, tile_configs
+
+pytestmark = pytest.mark.skipif(
+    triton.knobs.runtime.interpret, reason="TRITON_INTERPRET=1 replaces the compiler"
+)
+
+SHARED_LIMIT = {"cuda": 101_376, "hip": 65_536}
+"""Bytes a block may have: sm_86 and sm_89, which run the sm_80 code, grant 99 KB; AMD 64 KB."""
+
+SCORE_TYPES = {
+    "head_rows": "*i32",
+    "token_ids": "*i32",
+    "slot_bits": "*i32",
+    "tile_bits": "*i32",
+    "languages": "*i64",
+    "tile_keys": "*i64",
+    "tile_lse": "*fp32",
+    "batch": "i32",
+    "tiles": "i32",
+    "hidden_stride": "i32",
+    "head_stride": "i32",
+    "scale": "fp32",
+    "softcap": "fp32",
+}
+REDUCE_TYPES = {
+    "tile_keys": "*i64",
+    "tile_lse": "*fp32",
+    "tile_bits": "*i32",
+    "languages": "*i64",
+    "ids": "*i64",
+    "scores": "*fp32",
+    "keys": "*i64",
+    "lse": "*fp32",
+    "fallback_id": "i32",
+    "tiles": "i32",
+    "key_row_stride": "i32",
+    "key_tile_stride": "i32",
+    "lse_row_stride": "i32",
+    "lse_tile_stride": "i32",
+}
+
+
+class Form(NamedTuple):
+    top_k: int = 1
+    log_sum_exp: bool = False
+    softcap: bool = False
+    packed: bool = False
+
+
+PLAINEST, HEAVIEST = Form(), Form(top_k=MAX_TOP_K, log_sum_exp=True, softcap=True)
+
+
+def compile_score(
+    target: str, dtype: str, config: TileConfig, form: Form = PLAINEST, size: int = 4096
+):
+    constants = {
+        "D": size,
+        "TOP_K": form.top_k,
+        "LOG_SUM_EXP": form.log_sum_exp,
+        "SOFTCAP": form.softcap,
+        "PACKED": form.packed,
+        "UPCAST": False,
+        "BLOCK_B": config.block_b,
+        "BLOCK_V": config.block_v,
+        "BLOCK_K": config.block_k,
+    }
+    types = {"hidden": f"*{dtype}", "head": f"*{dtype}", **SCORE_TYPES}
+    aligned = {"hidden_stride", "head_stride"} if size % 16 == 0 else set()
+    return compile_offline(
+        triton_draft._score_tiles,
+        TARGETS[target],
+        types,
+        constants,
+        config.num_warps,
+        config.num_stages,
+        aligned,
+    )
+
+
+def assert_fits(target: str, compiled) -> None:
+    used = resources(compiled)
+    assert used.spilled == 0
+    assert used.shared_bytes <= SHARED_LIMIT[TARGETS[target].backend]
+
+
+SHIPPED = [
+    pytest.param(target, dtype, config, id=f"{target}-{dtype}-{'x'.join(map(str, config))}")
+    for target, gpu in TARGETS.items()
+    for dtype, itemsize in (("bf16", 2), ("fp32", 4))
+    for config in tile_configs(gpu.backend, itemsize)
+]
+
+
+@pytest.mark.parametrize("form", [PLAINEST, HEAVIEST], ids=["plainest", "heaviest"])
+@pytest.mark.parametrize(("target", "dtype", "config"), SHIPPED)
+def test_every_shipped_configuration_fits(target: str, dtype: str, config: TileConfig, form: Form):
+    assert_fits(target, compile_score(target, dtype, config, form))
+
+
+@pytest.mark.parametrize("size", [576, 577, 7168])
+@pytest.mark.parametrize("target", TARGETS)
+def test_other_hidden_sizes_fit(target: str, size: int):
+    for batch in (1, 64):
+        config = choose_config(TARGETS[target].backend, 2, batch, 32768, aligned=size % 16 == 0)
+        assert_fits(target, compile_score(target, "fp16", config, size=size))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_packed_layout_fits(target: str):
+    config = choose_config(TARGETS[target].backend, 2, 16, 32768)
+    assert_fits(target, compile_score(target, "bf16", config, Form(packed=True)))
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05.mma"), ("gfx942", "v_mfma")],
+)
+@pytest.mark.parametrize("batch", [1, 32, 64, 256])
+def test_sums_run_on_tensor_cores_and_head_rows_load_16_bytes(
+    target: str, instruction: str, batch: int
+):
+    config = choose_config(TARGETS[target].backend, 2, batch, 32768)
+    compiled = compile_score(target, "bf16", config)
+    if target == "gfx942":
+        code = compiled.asm["amdgcn"]
+        assert "dwordx4" in code
+    else:
+        code = compiled.asm["ptx"]
+        copies = [line for line in code.splitlines() if "cp.async.c" in line and "shared" in line]
+        assert copies
+        assert all(", 0x10," in line for line in copies)
+    assert instruction in code
+
+
+@pytest.mark.parametrize("by_language", [True, False], ids=["tiles", "ranks"])
+@pytest.mark.parametrize("form", [PLAINEST, HEAVIEST], ids=["plainest", "heaviest"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_reduction_fits(target: str, form: Form, by_language: bool):
+    constants = {
+        "TOP_K": form.top_k,
+        "LOG_SUM_EXP": form.log_sum_exp,
+        "BY_LANGUAGE": by_language,
+        "BLOCK": triton_draft.REDUCE_BLOCK,
+    }
+    compiled = compile_offline(
+        triton_draft._reduce_tiles, TARGETS[target], REDUCE_TYPES, constants, 4, 3, set()
+    )
+    assert_fits(target, compiled)
+
+
+@pytest.mark.parametrize(
+    ("batch", "smallest_list", "block_b", "block_v"),
+    [
+        (1, 32768, 16, 64),
+        (16, 16384, 16, 64),
+        (17, 16384, 32, 64),
+        (16, 8192, 16, 32),
+        (16, 4096, 16, 16),
+        (32, 4096, 32, 32),
+        (256, 0, 128, 64),
+    ],
+)
+def test_the_tile_follows_batch_and_list(
+    batch: int, smallest_list: int, block_b: int, block_v: int
+):
+    config = choose_config("cuda", 2, batch, smallest_list)
+    assert (config.block_b, config.block_v) == (block_b, block_v)
