@@ -18,6 +18,7 @@ from fastmtp_sglang.errors import FastMTPError
 
 # A first request may wait for lazily built state; no answer of ours takes minutes.
 _TIMEOUT_SECONDS = 300.0
+_ENOUGH_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,20 @@ def first_difference(one: Answer, other: Answer) -> int | None:
     pairs = zip(one.token_ids, other.token_ids, strict=False)
     shorter = min(len(one.token_ids), len(other.token_ids))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+
+
+def unsteadiness(answers: Sequence[Answer]) -> float:
+    """Return how many times faster the fastest answer stepped than the slowest one.
+
+    A step is a verification, or a token where nothing was verified; on an idle machine each costs
+    nearly the same. Short answers do not count: the prompt weighs too much in them.
+    """
+    paces = [
+        (answer.verifications or len(answer.token_ids)) / answer.seconds
+        for answer in answers
+        if len(answer.token_ids) >= _ENOUGH_TOKENS
+    ]
+    return max(paces) / min(paces) if paces else 1.0
 
 
 @dataclass(frozen=True)

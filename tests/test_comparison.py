@@ -16,6 +16,7 @@ from fastmtp_sglang.comparison import (
     ask,
     first_difference,
     tokens_per_second,
+    unsteadiness,
 )
 from fastmtp_sglang.errors import FastMTPError
 
@@ -46,6 +47,15 @@ def test_missing_counters_are_an_error_and_never_read_as_one():
 
 def test_tokens_per_second_weighs_by_time():
     assert tokens_per_second([answer(range(10), 1.0), answer(range(10), 4.0)]) == 4.0
+
+
+def test_unsteadiness_is_about_steps_and_passes_over_short_answers():
+    assert unsteadiness([answer(range(64), 4.0), answer(range(64), 2.0)]) == 2.0
+    assert unsteadiness([answer(range(64), 4.0), answer(range(3), 4.0)]) == 1.0
+    # Twice the tokens per second through acceptance is no unrest of the machine.
+    accepts = [answer(range(64), 4.0, 63, 0), answer(range(64), 2.0, 32, 32)]
+    assert unsteadiness(accepts) == pytest.approx(1.0, abs=0.02)
+    assert unsteadiness([]) == 1.0
 
 
 @pytest.mark.parametrize(

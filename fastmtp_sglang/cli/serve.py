@@ -23,7 +23,8 @@ def serve(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="Head directory or name. Default: the MTP layer in the model's own files.",
+            help="Head directory or name. Default: the MTP layer in the model's own files; "
+            "for smollm2 the embedded head.",
         ),
     ] = None,
     num_steps: Annotated[

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastmtp_sglang import server_process, smollm2
+from fastmtp_sglang import comparison, server_process, smollm2
 from fastmtp_sglang.cli import demo
 from fastmtp_sglang.errors import FastMTPError
 
@@ -26,6 +27,7 @@ FAKE = Path(__file__).parents[1] / "fake_sglang.py"
 def embedded(monkeypatch, tmp_path):
     """Stand in for servers, model and head; returns a function that sets `trained`."""
     monkeypatch.setattr(server_process, "launch_prefix", lambda: [sys.executable, str(FAKE)])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/cache/smollm2"))
 
     def head(trained: bool) -> None:
@@ -94,6 +96,12 @@ def test_an_untrained_head_is_admitted(run, embedded):
     assert "untrained" not in run().stdout
     embedded(trained=False)
     assert "The draft head is untrained" in run().stdout
+
+
+def test_a_busy_machine_is_admitted(run, monkeypatch):
+    assert "busy" not in run().stdout
+    monkeypatch.setattr(comparison, "unsteadiness", lambda answers: 3.21)
+    assert "the same work took up to 3.2x as long" in run().stdout
 
 
 def test_flags_of_the_two_servers(run, monkeypatch, tmp_path):
