@@ -61,7 +61,8 @@ def _log_sum_exp(scores, candidate):
     return base + tl.log(tl.sum(tl.exp(shifted), axis=0))
 
 
-@triton.jit(do_not_specialize=["batch"])
+# Arguments that change from call to call: specializing on them would compile while serving.
+@triton.jit(do_not_specialize=["batch", "tiles"], do_not_specialize_on_alignment=["languages"])
 def _score_tiles(
     hidden,  # [B, D]
     head,  # [V, D]
@@ -134,9 +135,15 @@ def _score_tiles(
         tl.store(tile_lse + out, _log_sum_exp(scores, candidate), mask=rows < batch)
 
 
-# Strides depend on the batch when ranks are merged; specializing on them would recompile.
 @triton.jit(
-    do_not_specialize=["key_row_stride", "key_tile_stride", "lse_row_stride", "lse_tile_stride"]
+    do_not_specialize=[
+        "tiles",
+        "key_row_stride",
+        "key_tile_stride",
+        "lse_row_stride",
+        "lse_tile_stride",
+    ],
+    do_not_specialize_on_alignment=["languages", "tile_keys", "tile_lse"],
 )
 def _reduce_tiles(
     tile_keys,  # int64, TOP_K of them at row * key_row_stride + tile * key_tile_stride
@@ -254,11 +261,16 @@ class TritonDraftLogits(DraftLogits):
             torch.index_select(self.head, 0, self._head_rows, out=self._weights)
 
     def warm_up(self) -> None:
-        """Compile and load both kernels for every batch size, before serving and before capture."""
+        """Compile and load both kernels for every batch size, before serving and before capture.
+
+        For hidden states in the head's dtype and int64 languages.
+        """
         for config in set(self._configs):
             rows = min(config.block_b, self.options.max_batch)
             hidden = self.head.new_zeros(rows, self.head.shape[1])
-            self(hidden, torch.zeros(rows, dtype=torch.int64, device=self.head.device))
+            found = self(hidden, torch.zeros(rows, dtype=torch.int64, device=self.head.device))
+            lse = None if found.log_sum_exp is None else found.log_sum_exp[None]
+            self.merge(found.keys[None], lse)
 
     def __call__(self, hidden: Tensor, languages: Tensor) -> DraftTokens:
         """See ``DraftLogits``."""

@@ -89,6 +89,25 @@ def test_a_row_does_not_depend_on_its_neighbours():
         assert torch.equal(alone.log_sum_exp[0], together.log_sum_exp[row])
 
 
+def test_a_tile_is_skipped_when_no_row_speaks_its_languages(tiles):
+    tiles(large=True)
+    slots = DraftSlots.build({"en": range(128), "zh": range(128, 256)}, 256)
+    draft_logits = TritonDraftLogits(torch.randn(256, 20), slots, DraftOptions(max_batch=1))
+    draft_logits._tile_keys.fill_(7)
+    draft_logits.score_tiles(torch.randn(1, 20), torch.tensor([1]))
+    zh_tiles = (slots.tile_bits(64) & 0b10) != 0
+    assert zh_tiles.sum() == 2
+    assert torch.equal(draft_logits._tile_keys[:4] != 7, zh_tiles)
+
+
+def test_negative_zero_ties_with_zero():
+    head = torch.tensor([[-1e-45], [0.0]])  # the product with the scale underflows to -0
+    slots = DraftSlots.build({"all": range(2)}, 2)
+    draft_logits = TritonDraftLogits(head, slots, DraftOptions(scale=0.25))
+    tokens = draft_logits(torch.ones(1, 1), torch.zeros(1).long())
+    assert (tokens.ids.item(), str(tokens.scores.item())) == (0, "0.0")
+
+
 def test_strided_hidden_rows_are_read_in_place():
     head, wide = torch.eye(40), torch.randn(5, 3, 40)
     slots = DraftSlots.build({"all": range(40)}, 40)
