@@ -11,8 +11,8 @@ that a token verified among K drafts gets the logits that plain decoding would h
 - keys are padded with masked slots to a width at which MKL sums them in the same blocks as at any
   other (`_key_width`);
 - there are always two products to compute: a lone one would be split among MKL's threads.
-All need MKL's reproducible mode, which `cpu.activate` sets. Measured over random shapes, chunkings
-and batches in tests/cpu/test_attention.py.
+MKL's reproducible mode, which `cpu.activate` sets, keeps it from choosing kernels by the alignment
+of memory. Measured over random shapes, chunkings and batches in tests/cpu/test_attention.py.
 """
 
 from __future__ import annotations
