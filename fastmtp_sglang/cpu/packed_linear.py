@@ -85,28 +85,26 @@ class PackedLMHeadMethod(UnquantizedEmbeddingMethod):
     def __init__(self) -> None:
         self.head: _PackedHead | None = None
 
-    def forget(self) -> None:
-        """Drop the packed copy after the rows changed."""
-        if self.head is not None:
-            self._packed_by_address.pop(self.head.address, None)
-            self.head = None
+    def forget(self, layer: torch.nn.Module) -> None:
+        """Drop the packed copy, for every lm_head that shares it, after the rows changed."""
+        self._packed_by_address.pop(layer.weight.data_ptr(), None)
+        self.head = None
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """SGLang's hook for the logits of an lm_head."""
         address = layer.weight.data_ptr()
-        if self.head is None or self.head.address != address:
-            self.head = self._packed_by_address.get(address)
-            if self.head is None:
-                self.head = _PackedHead(address, _pack(layer.weight))
-                self._packed_by_address[address] = self.head
-        return packed_product(x, self.head.packed, bias)
+        current = self._packed_by_address.get(address)
+        if current is None:
+            current = _PackedHead(_pack(layer.weight))
+            self._packed_by_address[address] = current
+        self.head = current  # keeps it alive
+        return packed_product(x, current.packed, bias)
 
 
 class _PackedHead:
-    def __init__(self, address: int, packed: torch.Tensor) -> None:
-        self.address = address
+    def __init__(self, packed: torch.Tensor) -> None:
         self.packed = packed
 
 
@@ -147,8 +145,9 @@ def _repack_on_load(model: torch.nn.Module, linears: list[LinearBase]) -> None:
         finally:
             for linear in linears:
                 linear.quant_method.pack(linear)
-            head_method = getattr(getattr(model, "lm_head", None), "quant_method", None)
+            head = getattr(model, "lm_head", None)
+            head_method = getattr(head, "quant_method", None)
             if isinstance(head_method, PackedLMHeadMethod):
-                head_method.forget()
+                head_method.forget(head)
 
     model.load_weights = load_and_repack
