@@ -32,7 +32,11 @@ def record_acceptance(
 
 
 def top_k_renorm(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
-    """Keep the top_ks[i] largest entries of row i (ties at the edge included) and renormalize."""
+    """Keep the top_ks[i] largest entries of row i (ties at the edge included) and renormalize.
+
+    With top_ks[i] = 1, which is how SGLang marks a greedy request among sampled ones, only the
+    first maximum stays: the token that argmax takes.
+    """
     limit = top_ks.clamp(1, probs.shape[1]).to(torch.int64)
     widest = int(limit.max())
     if widest == probs.shape[1]:
@@ -41,6 +45,9 @@ def top_k_renorm(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
         ordered = probs.topk(widest, dim=1).values
     threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
     kept = torch.where(probs >= threshold, probs, 0.0)
+    greedy = limit == 1
+    kept[greedy] = 0.0
+    kept[greedy, probs[greedy].argmax(1)] = 1.0
     return kept / kept.sum(1, keepdim=True)
 
 
@@ -48,7 +55,9 @@ def top_p_renorm(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
     """Keep the fewest largest entries of row i whose sum reaches top_ps[i] and renormalize."""
     ordered, index = probs.sort(dim=1, descending=True)
     before = ordered.cumsum(1) - ordered
-    kept = torch.where(before < top_ps.unsqueeze(1), ordered, 0.0)
+    top_ps = top_ps.unsqueeze(1)
+    # Rounded sums may reach 1 before the last entry, and 1 keeps them all.
+    kept = torch.where((before < top_ps) | (top_ps >= 1), ordered, 0.0)
     kept = torch.zeros_like(probs).scatter_(1, index, kept)
     return kept / kept.sum(1, keepdim=True)
 
