@@ -141,7 +141,7 @@ class DraftLogits(ABC):
 
     @abstractmethod
     def refresh(self) -> None:
-        """Copy the head rows again, in place, after the head's weights were updated.
+        """Copy the head rows again after the head's weights were updated in place.
 
         Does nothing where rows are read from the live head.
         """
@@ -161,7 +161,8 @@ def make_draft_logits(
         slots: from ``DraftSlots.build``, for the same shard.
         options: see ``DraftOptions``.
         packed: on a GPU, copy the union of all lists into slot order instead of gathering rows from
-            the live head: contiguous reads for the memory of the copy. The CPU always packs.
+            the live head: contiguous reads for the memory of the copy. The CPU always packs, a
+            float32 copy a list, the full vocabulary's included.
     """
     options = options or DraftOptions()
     if head.device.type == "cpu":
