@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 SUPPORTED = ">=0.5.23,<0.6"
+# A release in that range whose hooks differ is mended by going back to this one.
+TESTED = "0.5.23"
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,23 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_token_map", ""),
     Hook("call", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_lm_head", ""),
     Hook("read", "sglang.srt.models.registry:ModelRegistry"),
+    Hook("override", "sglang.srt.models.mimo_mtp:MiMoMTP.load_weights", "weights"),
     # The CPU platform.
+    Hook("override", "sglang.srt.platforms.cpu:CpuDeviceMixin._enum"),
+    Hook("override", "sglang.srt.platforms.cpu:CpuDeviceMixin.get_device", "device_id"),
+    Hook("override", f"{_PLATFORM}.capabilities"),
     Hook("override", f"{_PLATFORM}.get_default_attention_backend", ""),
     Hook("override", f"{_PLATFORM}.supports_speculative_algorithm", "algorithm"),
+    Hook(
+        "override",
+        f"{_PLATFORM}.supports_speculative_draft_attention_backend",
+        "algorithm backend",
+    ),
+    Hook(
+        "override",
+        f"{_PLATFORM}.get_default_speculative_draft_attention_backend",
+        "algorithm",
+    ),
     Hook("override", f"{_PLATFORM}.get_speculative_worker_cls", "algorithm"),
     Hook("override", f"{_PLATFORM}.get_kv_pool_cls", "kind"),
     Hook("override", f"{_PLATFORM}.get_speculative_cache_locs_fn", ""),
@@ -113,6 +129,12 @@ HOOKS: tuple[Hook, ...] = (
         f"{_ATTENTION}.base_attn_backend:AttentionBackend.forward_extend",
         "q k v layer forward_batch save_kv_cache",
     ),
+    Hook(
+        "override",
+        f"{_ATTENTION}.base_attn_backend:AttentionBackend.forward_decode",
+        "q k v layer forward_batch save_kv_cache",
+    ),
+    Hook("override", f"{_ATTENTION}.base_attn_backend:AttentionBackend.support_triton", ""),
     Hook("call", f"{_ATTENTION}.attention_registry:register_attention_backend", "name"),
     Hook(
         "override",
@@ -171,7 +193,7 @@ def report(mismatches: list[Mismatch]) -> str:
     return (
         f"fastmtp-sglang does not know SGLang {version}; --speculative-algorithm fastmtp is not "
         f"registered and SGLang runs without it. What differs:\n{lines}\n"
-        f"Install an SGLang that it was built for (pip install 'sglang{SUPPORTED}') or a newer "
+        f"Install the SGLang that it was tested with (pip install 'sglang=={TESTED}') or a newer "
         "fastmtp-sglang (pip install -U fastmtp-sglang)."
     )
 

@@ -82,7 +82,7 @@ def hooks() -> Iterator[Finding]:
         return
     mismatches = compat.check()
     for mismatch in mismatches:
-        yield Finding("SGLang hook", str(mismatch), f"pip install 'sglang{compat.SUPPORTED}'")
+        yield Finding("SGLang hook", str(mismatch), f"pip install 'sglang=={compat.TESTED}'")
     if not mismatches:
         yield Finding("SGLang hooks", f"all {len(compat.HOOKS)} as expected")
 

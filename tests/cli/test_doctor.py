@@ -127,7 +127,7 @@ def test_each_hook_mismatch_is_named(monkeypatch):
     monkeypatch.setattr(compat, "check", lambda: [mismatch, mismatch])
     findings = list(diagnosis.hooks())
     assert [finding.found for finding in findings] == [str(mismatch)] * 2
-    assert all(finding.fix.startswith("pip install 'sglang>=") for finding in findings)
+    assert all(finding.fix == "pip install 'sglang==0.5.23'" for finding in findings)
 
 
 def test_entry_points_missing(entry_points):
