@@ -1,4 +1,7 @@
-"""The head in plain torch: its draft chain, and its checkpoints."""
+"""The head in plain torch: its draft chain, and its checkpoints.
+
+Alone: pytest tests/head/test_module.py
+"""
 
 import models
 import pytest
@@ -35,6 +38,130 @@ def test_draft_chain_equals_recomputation_without_cache(tmp_path, family):
         torch.testing.assert_close(output[0, -1], states[step], rtol=0, atol=1e-10)
         rows = torch.cat((rows, output[:, -1:]), dim=1)
         following = torch.cat((following, token), dim=1)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
+    """Rotary embedding of [T, heads, size] at positions 0..T-1, halves as pairs."""
+    size = x.shape[-1]
+    frequencies = theta ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
+    angles = torch.outer(torch.arange(len(x), dtype=x.dtype), frequencies).unsqueeze(1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat(
+        (
+            first * angles.cos() - second * angles.sin(),
+            second * angles.cos() + first * angles.sin(),
+        ),
+        dim=-1,
+    )
+
+
+def by_hand(
+    w: dict[str, torch.Tensor], config, hidden: torch.Tensor, embeddings: torch.Tensor
+) -> torch.Tensor:
+    """The formulas of head/module.py, one sequence [T, D] in float64, from the weights alone."""
+    eps, heads, size = config.rms_norm_eps, config.num_attention_heads, config.head_dim
+    length = len(hidden)
+    embeddings = embeddings.clone()
+    embeddings[0] = 0
+    joined = torch.cat(
+        (
+            rms_norm(hidden, w["hidden_layernorm.weight"], eps),
+            rms_norm(embeddings, w["token_layernorm.weight"], eps),
+        ),
+        dim=-1,
+    )
+    x = joined @ w["input_proj.weight"].T
+
+    def project(name: str) -> torch.Tensor:
+        prefix = f"block.self_attn.{name}"
+        rows = normed @ w[f"{prefix}_proj.weight"].T + w.get(f"{prefix}_proj.bias", 0)
+        rows = rows.view(length, -1, size)
+        norm = w.get(f"{prefix}_norm.weight")  # Qwen3 normalizes queries and keys
+        return rows if norm is None else rms_norm(rows, norm, eps)
+
+    normed = rms_norm(x, w["block.input_layernorm.weight"], eps)
+    theta = config.rope_parameters["rope_theta"]
+    query, key = rotate(project("q"), theta), rotate(project("k"), theta)
+    value = project("v")
+    attended = torch.empty_like(query)
+    for head in range(heads):
+        shared = head // (heads // key.shape[1])
+        for t in range(length):
+            scores = key[: t + 1, shared] @ query[t, head] / size**0.5
+            attended[t, head] = scores.softmax(0) @ value[: t + 1, shared]
+    x = x + attended.flatten(1) @ w["block.self_attn.o_proj.weight"].T
+
+    normed = rms_norm(x, w["block.post_attention_layernorm.weight"], eps)
+    gate = torch.nn.functional.silu(normed @ w["block.mlp.gate_proj.weight"].T)
+    up = normed @ w["block.mlp.up_proj.weight"].T
+    x = x + (gate * up) @ w["block.mlp.down_proj.weight"].T
+    return rms_norm(x, w["final_layernorm.weight"], eps)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_draft_chain_equals_the_formulas(tmp_path, family):
+    """Without transformers: norm weights in 0.5..1.5, biases where the family has them."""
+    models.random_head(models.target(tmp_path / "target", family), tmp_path / "head")
+    head = FastMTPHead.from_pretrained(tmp_path / "head").double()
+    weights = head.state_dict()
+    assert any("bias" in name for name in weights) == (family == "qwen2")
+    assert any("q_norm" in name for name in weights) == (family == "qwen3")
+    generator = torch.Generator().manual_seed(SEED)
+    length, vocabulary = 7, 500
+    table, output = torch.randn(2, vocabulary, 64, dtype=torch.float64, generator=generator)
+    hidden = torch.randn(length, 64, dtype=torch.float64, generator=generator)
+    ids = torch.randint(0, vocabulary, (length,), generator=generator)
+    tokens, states = head.draft(
+        hidden.unsqueeze(0), ids.unsqueeze(0), lambda i: table[i], lambda x: x @ output.T, 4
+    )
+    for step in range(4):
+        expected = by_hand(weights, head.config, hidden, table[ids])[-1]
+        # Angles and norms of the transformers classes pass through float32.
+        torch.testing.assert_close(states[step], expected, rtol=0, atol=2e-5)
+        token = (output @ expected).argmax()
+        assert tokens[step] == token
+        hidden = torch.cat((hidden, expected.unsqueeze(0)))
+        ids = torch.cat((ids, token.unsqueeze(0)))
+
+
+def test_each_norm_weight_counts(tmp_path):
+    """A norm that is skipped or applied twice is invisible where its weight is 1."""
+    models.random_head(models.target(tmp_path / "target", "qwen3"), tmp_path / "head")
+    head = FastMTPHead.from_pretrained(tmp_path / "head").double()
+    generator = torch.Generator().manual_seed(SEED)
+    hidden, embeddings = torch.randn(2, 1, 5, 64, dtype=torch.float64, generator=generator)
+    positions = torch.arange(5).unsqueeze(0)
+    before = head(hidden, embeddings, positions)
+    norms = [name for name, _ in head.named_parameters() if "norm" in name]
+    assert len(norms) == 7
+    for name in norms:
+        weight = head.get_parameter(name)
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(kept.roll(1))
+        assert not torch.allclose(head(hidden, embeddings, positions), before, atol=1e-4), name
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_padding_is_not_attended(tmp_path):
+    """Training pads: a sequence in a padded batch gives what it gives alone."""
+    models.random_head(models.target(tmp_path / "target"), tmp_path / "head")
+    head = FastMTPHead.from_pretrained(tmp_path / "head").double()
+    generator = torch.Generator().manual_seed(SEED)
+    hidden, embeddings = torch.randn(2, 2, 6, 64, dtype=torch.float64, generator=generator)
+    positions = torch.arange(6).expand(2, -1)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    batch = head(hidden, embeddings, positions, attention_mask=mask)
+    alone = head(hidden[1:, :4], embeddings[1:, :4], positions[1:, :4])
+    torch.testing.assert_close(batch[1:, :4], alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        batch[:1], head(hidden[:1], embeddings[:1], positions[:1]), rtol=0, atol=1e-12
+    )
 
 
 def test_position_0_does_not_see_its_token(tmp_path):
