@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fastmtp_sglang.cli import demo, doctor, head, serve, vocab
+from fastmtp_sglang.cli import demo, distill, doctor, export, head, serve, train, vocab
 from fastmtp_sglang.errors import FastMTPError
 
 app = typer.Typer(
@@ -17,7 +17,10 @@ app = typer.Typer(
 
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
+app.command("distill")(distill.distill)
 app.command("doctor")(doctor.doctor)
+app.command("train")(train.train)
+app.command("export")(export.export)
 app.add_typer(head.app, name="head")
 app.add_typer(vocab.app, name="vocab")
 

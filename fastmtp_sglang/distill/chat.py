@@ -1,0 +1,109 @@
+"""Prompts as token ids: the target's chat template applied once, one beginning-of-sequence token.
+
+Also the way to let the target write prompts itself: the template is rendered with a sentinel in
+place of the user's message and cut there. What precedes it invites the target to write a user turn
+as it saw many in training; what follows it tells how the turn ends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastmtp_sglang.distill.records import Message
+from fastmtp_sglang.errors import FastMTPError
+
+# Plain letters: no template trims or escapes them, and nobody writes this word.
+_SENTINEL = "fastmtpusermessagesentinel"
+
+
+@dataclass(frozen=True)
+class UserTurn:
+    """Where a user turn begins and how it ends.
+
+    Attributes:
+        prefix_ids: The conversation up to where the user's words begin.
+        stop_ids: Tokens that end the turn, beside the model's own stop tokens.
+        stop_text: Plain text that ends it, for templates without a token for that, else None.
+    """
+
+    prefix_ids: list[int]
+    stop_ids: list[int]
+    stop_text: str | None
+
+
+class ChatTemplate:
+    """A tokenizer's chat template; raises FastMTPError where the tokenizer has none."""
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise FastMTPError(
+                f"--model {model}: its tokenizer has no chat template, so it is not known how a "
+                "question is put to it; give an instruction-tuned model"
+            )
+        self._tokenizer = tokenizer
+        self._model = model
+        self._special = frozenset(tokenizer.all_special_ids) | {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        # What the tokenizer puts before any text: [BOS] or nothing.
+        bos = tokenizer.bos_token_id
+        self._bos = bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the conversation up to where the answer begins.
+
+        Raises FastMTPError when the template refuses it (a system message it does not know, ...).
+        """
+        return self._encode(self._render(messages, answer=True))
+
+    def user_turn(self, messages: Sequence[Message]) -> UserTurn:
+        """Return where and how the target would write the user turn after `messages`.
+
+        Raises FastMTPError when the template does not show the user's words exactly once.
+        """
+        rendered = self._render([*messages, Message(role="user", content=_SENTINEL)], answer=False)
+        before, *rest = rendered.split(_SENTINEL)
+        prefix = self._encode(before)
+        if len(rest) != 1 or not prefix:
+            raise FastMTPError(
+                f"--self-prompt: the chat template of {self._model} does not mark where a user "
+                "turn begins, so the target cannot be made to write one; give --prompts"
+            )
+        # Templates end the turn with a special token (<|im_end|>, <|eot_id|>) or with a text.
+        after = rest[0].strip()
+        ids = self._tokenizer.encode(after, add_special_tokens=False) if after else []
+        if ids and ids[0] in self._special:
+            return UserTurn(prefix, [ids[0]], None)
+        return UserTurn(prefix, [], after.splitlines()[0] if after else None)
+
+    def has_special(self, ids: Sequence[int]) -> bool:
+        """Tell whether the ids hold a control token, which no user types."""
+        return not self._special.isdisjoint(ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ids without control tokens."""
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _render(self, messages: Sequence[Message], *, answer: bool) -> str:
+        import jinja2
+
+        try:
+            return self._tokenizer.apply_chat_template(
+                [message.model_dump() for message in messages],
+                tokenize=False,
+                add_generation_prompt=answer,
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise FastMTPError(
+                f"--model {self._model}: its chat template refuses a conversation of the roles "
+                f"{', '.join(message.role for message in messages)}: {error}"
+            ) from error
+
+    def _encode(self, text: str) -> list[int]:
+        # The template writes BOS itself where it wants one: the tokenizer must not add a second.
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._bos is not None and ids[:1] != [self._bos]:
+            ids = [self._bos, *ids]
+        return ids

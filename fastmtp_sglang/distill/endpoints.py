@@ -1,0 +1,227 @@
+"""SGLang endpoints that share the requests: retries with back-off, and endpoints that drop out.
+
+The native `/generate` with `input_ids` is used, since it returns token ids. A request goes to the
+endpoint with the fewest requests in flight. What may pass (no connection, 429, 5xx) is tried again;
+an endpoint that never answers meanwhile is left out for the rest of the run; what will not pass
+(400) fails the one request; a refused key is an error at once.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from fastmtp_sglang.distill.records import FinishReason
+from fastmtp_sglang.errors import FastMTPError
+
+_FIRST_PAUSE = 0.5  # seconds, doubled with every retry
+_LONGEST_PAUSE = 30.0
+_CONNECT_SECONDS = 10.0
+
+
+class RequestFailedError(Exception):
+    """One request that no retry can help; the others go on."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a server generated, the stop token included."""
+
+    ids: list[int]
+    finish_reason: FinishReason
+    stop_id: int | None  # the token that ended it; None for a stop text or a cut
+
+
+@dataclass
+class _Endpoint:
+    url: str
+    alive: bool = True
+    in_flight: int = 0
+    answered_at: float = field(default=float("-inf"))
+
+
+class EndpointPool:
+    """A set of endpoints; an async context manager that holds their connections.
+
+    `retries` is how often one request is tried again at one endpoint, `timeout` the seconds that an
+    answer may take. `say` gets lines for people.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        api_key: str | None,
+        retries: int,
+        timeout: float,
+        say: Callable[[str], None],
+        pause: float = _FIRST_PAUSE,
+    ) -> None:
+        self._endpoints = [_Endpoint(url.rstrip("/")) for url in urls]
+        self._retries = retries
+        self._pause = pause
+        self._say = say
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
+            # The number of requests in flight is the caller's business.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            # A proxy of the environment cannot reach loopback, nor should it see the key.
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._client.aclose()
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """Return what each endpoint that answers says of itself; drops the others.
+
+        Raises FastMTPError when none answers, or one refuses the key or is no SGLang.
+        """
+        described = []
+        for endpoint in self._endpoints:
+            try:
+                described.append(await self._get(endpoint, "/server_info"))
+            except httpx.TransportError as error:
+                self._drop(endpoint, _words(error))
+        return described
+
+    async def generate(self, input_ids: list[int], sampling: dict[str, Any]) -> Generation:
+        """Generate after `input_ids`; `sampling` is SGLang's `sampling_params`.
+
+        Raises RequestFailedError for this request alone, FastMTPError when all endpoints are dead
+        or one answers in a way that makes going on pointless.
+        """
+        body = {"input_ids": input_ids, "sampling_params": sampling}
+        began = time.monotonic()
+        attempts: dict[str, int] = {}
+        while True:
+            endpoint = self._choose()
+            endpoint.in_flight += 1
+            try:
+                content, problem = await self._post(endpoint, body)
+            finally:
+                endpoint.in_flight -= 1
+            if content is not None:
+                endpoint.answered_at = time.monotonic()
+                return _generation(endpoint.url, content, input_ids)
+            tried = attempts[endpoint.url] = attempts.get(endpoint.url, 0) + 1
+            if tried > self._retries:
+                if endpoint.answered_at > began:  # it answers others: the request is to blame
+                    raise RequestFailedError(f"{tried} times {problem}")
+                self._drop(endpoint, f"{tried} times {problem}")
+                continue
+            pause = min(_LONGEST_PAUSE, self._pause * 2 ** (tried - 1))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _post(
+        self, endpoint: _Endpoint, body: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, str]:
+        """Return the answer, or None and what went wrong if it may go well the next time."""
+        try:
+            response = await self._client.post(f"{endpoint.url}/generate", json=body)
+        except httpx.TransportError as error:
+            return None, _words(error)
+        if response.status_code == 429 or response.status_code >= 500:
+            return None, f"HTTP {response.status_code}: {response.text[:200]}"
+        _refuse_misconfigured(endpoint.url, response)
+        if response.status_code != 200:
+            raise RequestFailedError(f"HTTP {response.status_code}: {response.text[:300]}")
+        content = _json(endpoint.url, response)
+        reason = (content.get("meta_info") or {}).get("finish_reason") or {}
+        if reason.get("type") == "abort":
+            message = f"aborted: {reason.get('message')}"
+            if (reason.get("status_code") or 500) < 500:
+                raise RequestFailedError(message)
+            return None, message
+        return content, ""
+
+    async def _get(self, endpoint: _Endpoint, path: str) -> dict[str, Any]:
+        response = await self._client.get(f"{endpoint.url}{path}")
+        _refuse_misconfigured(endpoint.url, response)
+        if response.status_code != 200:
+            raise FastMTPError(
+                f"--endpoint {endpoint.url}: {path} gives HTTP {response.status_code}: "
+                f"{response.text[:200]}"
+            )
+        return _json(endpoint.url, response)
+
+    def _choose(self) -> _Endpoint:
+        alive = [endpoint for endpoint in self._endpoints if endpoint.alive]
+        if not alive:
+            raise FastMTPError(
+                f"--endpoint {', '.join(endpoint.url for endpoint in self._endpoints)}: none "
+                "answers any more; what is answered is kept: start a server and run the same "
+                "command again to go on"
+            )
+        return min(alive, key=lambda endpoint: endpoint.in_flight)
+
+    def _drop(self, endpoint: _Endpoint, why: str) -> None:
+        if endpoint.alive:
+            endpoint.alive = False
+            left = sum(other.alive for other in self._endpoints)
+            self._say(f"left out {endpoint.url}: {why}; {left} of {len(self._endpoints)} left")
+        self._choose()
+
+
+def _words(error: httpx.TransportError) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _refuse_misconfigured(url: str, response: httpx.Response) -> None:
+    if response.status_code in (401, 403):
+        raise FastMTPError(
+            f"--api-key: {url} refuses it (HTTP {response.status_code}): give the key that the "
+            "server was started with"
+        )
+    if response.status_code in (404, 405):
+        raise FastMTPError(
+            f"--endpoint {url}: has no {response.request.url.path}, so it is no SGLang server: "
+            "give the base URL of one, such as http://127.0.0.1:30000"
+        )
+
+
+def _json(url: str, response: httpx.Response) -> dict[str, Any]:
+    try:
+        content = response.json()
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise FastMTPError(f"--endpoint {url}: answers {response.text[:100]!r}, not a JSON object")
+    return content
+
+
+def _generation(url: str, content: dict[str, Any], input_ids: list[int]) -> Generation:
+    meta = content.get("meta_info") or {}
+    ids, reason = content.get("output_ids"), meta.get("finish_reason") or {}
+    if not isinstance(ids, list) or reason.get("type") not in ("stop", "length"):
+        raise FastMTPError(
+            f"--endpoint {url}: its answer has no output_ids or finish reason: give an SGLang "
+            "server of version 0.5 or later"
+        )
+    if meta.get("prompt_tokens") != len(input_ids):
+        raise FastMTPError(
+            f"--endpoint {url}: read {meta.get('prompt_tokens')} prompt tokens where "
+            f"{len(input_ids)} were sent, so what it answers is not known: use a server that takes "
+            "input_ids as they are"
+        )
+    matched = reason.get("matched")
+    stop_id = matched if isinstance(matched, int) else None
+    # SGLang 0.5.23 returns the stop token among the ids; the head must learn to draft it, so it is
+    # added where a server leaves it out.
+    if stop_id is not None and ids[-1:] != [stop_id]:
+        ids = [*ids, stop_id]
+    return Generation(ids, reason["type"], stop_id)

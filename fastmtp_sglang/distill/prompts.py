@@ -1,0 +1,208 @@
+"""Conversations to be answered: from JSON lines, JSON, Parquet, or any `datasets` source.
+
+A row is a conversation in one of four spellings: `messages` (role and content), `conversations`
+(ShareGPT: from and value), `turns` (the user turns, with an optional `system`), or `prompt` (one
+user turn). Only the system message and the user turns are taken: the target answers them itself.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.vocabulary.sources import DatasetSource
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
+_DATASETS = "datasets:"
+_FIELDS = ("messages", "conversations", "turns", "prompt")
+_USER = {"user", "human", "prompter"}
+_ASSISTANT = {"assistant", "gpt", "bot", "chatgpt", "bing", "bard", "model"}
+
+
+class BadRowError(Exception):
+    """One row that is no conversation of texts."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What the user says: a system message or None, and at least one turn."""
+
+    system: str | None
+    turns: list[str]
+
+
+class PromptSource:
+    """Rows of one source, streamed.
+
+    Attributes:
+        name: Begins the ids of its records.
+        signature: Changes when the rows of an earlier run may be others.
+        total: Number of rows, None if unknown.
+    """
+
+    def __init__(self, spec: str) -> None:
+        named = None if spec.startswith(_DATASETS) else _NAMED.fullmatch(spec)
+        place = named[2] if named else spec
+        self.spec = spec
+        self._column: str | None = None
+        if place.startswith(_DATASETS):
+            source = DatasetSource(spec, None, place.removeprefix(_DATASETS), encode=_not_tokenized)
+            self._rows: Any = source.rows
+            self._column = source.column
+            self.total = source.total
+            self.signature = source.signature
+            self.name = named[1] if named else Path(source.name).name
+        else:
+            path = Path(place)
+            self._rows = _file_rows(spec, path)
+            self.total = None
+            self.signature = f"{path.name}, {path.stat().st_size} bytes"
+            self.name = named[1] if named else path.stem
+        if "/" in self.name:
+            raise FastMTPError(f"--prompts {spec}: the name {self.name} must not hold a slash")
+
+    def conversations(self) -> Iterator[Conversation | BadRowError]:
+        """Yield every row's conversation, or what is wrong with it; starts anew with every call."""
+        for row in self._rows() if callable(self._rows) else self._rows:
+            try:
+                yield parse_conversation(row, self._column)
+            except BadRowError as error:
+                yield error
+
+
+def open_prompts(specs: list[str]) -> list[PromptSource]:
+    """Open the sources and read the first row of each.
+
+    A spec is `[NAME=]FILE` (.jsonl, .json, .parquet) or
+    `[NAME=]datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]`.
+
+    Raises FastMTPError when one is missing, empty, begins with a bad row, or two share a name.
+    """
+    sources = [PromptSource(spec) for spec in specs]
+    for index, source in enumerate(sources):
+        if source.name in [other.name for other in sources[:index]] or source.name == "self":
+            raise FastMTPError(
+                f"--prompts {source.spec}: the name {source.name} is taken; give another one as "
+                f"NAME={source.spec}"
+            )
+        first = next(source.conversations(), None)
+        if first is None:
+            raise FastMTPError(f"--prompts {source.spec}: holds no rows")
+        if isinstance(first, BadRowError):
+            raise FastMTPError(f"--prompts {source.spec}: the first row {first}")
+    return sources
+
+
+def parse_conversation(row: Any, column: str | None = None) -> Conversation:
+    """Read one row; `column` names the field when it is none of the four.
+
+    Raises BadRowError with words that follow "the row".
+    """
+    if not isinstance(row, Mapping):
+        raise BadRowError(f"is a {type(row).__name__}, not an object with fields")
+    name = column or next((field for field in _FIELDS if row.get(field) is not None), None)
+    if name is None or row.get(name) is None:
+        wanted = f"'{column}'" if column else "any of messages, conversations, turns, prompt"
+        raise BadRowError(f"has the fields {', '.join(map(str, row))} and not {wanted}")
+    value = row[name]
+    system = row.get("system") if isinstance(row.get("system"), str) else None
+    if isinstance(value, str):
+        turns = [value]
+    elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        turns = value
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        system, turns = _user_turns(value, system)
+    else:
+        raise BadRowError(f"has no text, list of texts or list of messages in '{name}'")
+    if not turns or any(not turn.strip() for turn in turns):
+        raise BadRowError(f"has an empty user turn in '{name}'" if turns else "has no user turn")
+    return Conversation(system or None, turns)
+
+
+def _user_turns(
+    messages: list[Mapping[str, Any]], system: str | None
+) -> tuple[str | None, list[str]]:
+    turns = []
+    for message in messages:
+        role = message.get("role", message.get("from"))
+        content = _text(message.get("content", message.get("value")))
+        if role in _USER:
+            turns.append(content)
+        elif role in ("system", "developer") and not turns:
+            system = content
+        elif role not in _ASSISTANT:
+            # A tool's result cannot be had again, so the turns after it would hang in the air.
+            raise BadRowError(f"has a message of the role {role!r}; user, assistant, system work")
+    return system, turns
+
+
+def _text(content: Any) -> str:
+    """Return a message's text; parts of text (OpenAI's form) are joined."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" for part in content
+    ):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise BadRowError("has a message whose content is no text")
+
+
+def _file_rows(spec: str, path: Path) -> Any:
+    """Return a function that iterates over the rows of a file."""
+    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    if not path.is_file():
+        raise FastMTPError(
+            f"--prompts {spec}: no such file; data sets are named as {_DATASETS}NAME"
+        )
+    if path.suffix not in readers:
+        raise FastMTPError(
+            f"--prompts {spec}: give a file of {', '.join(readers)}, or {_DATASETS}NAME"
+        )
+    reader = readers[path.suffix]
+    return lambda: reader(spec, path)
+
+
+def _jsonl(spec: str, path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise FastMTPError(
+                    f"--prompts {spec}: line {number} is not valid JSON ({error})"
+                ) from error
+
+
+def _json(spec: str, path: Path) -> Iterator[Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise FastMTPError(f"--prompts {spec}: not valid JSON ({error})") from error
+    if not isinstance(content, list):
+        raise FastMTPError(f"--prompts {spec}: must hold a list of conversations")
+    yield from content
+
+
+def _parquet(spec: str, path: Path) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise FastMTPError(
+            f"--prompts {spec}: Parquet needs pyarrow; run `pip install 'fastmtp-sglang[train]'`"
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise FastMTPError(f"--prompts {spec}: not a Parquet file ({error})") from error
+
+
+def _not_tokenized(text: str) -> list[int]:
+    raise AssertionError("prompts are tokenized by the chat template, not by their source")

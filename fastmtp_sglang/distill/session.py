@@ -1,0 +1,162 @@
+"""The server side of a distillation run: the target's context, and a server of our own if need be.
+
+With endpoints given, they are checked for the target's tokenizer. Without, `sglang serve` is
+started as a child process and stopped at the end: the same path as with endpoints, and the same
+crash isolation, which the in-process `sglang.Engine` would not give.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from fastmtp_sglang import launch, smollm2
+from fastmtp_sglang.distill.chat import ChatTemplate
+from fastmtp_sglang.distill.distiller import Distiller, Progress
+from fastmtp_sglang.distill.endpoints import EndpointPool
+from fastmtp_sglang.distill.prompts import PromptSource
+from fastmtp_sglang.distill.settings import Settings
+from fastmtp_sglang.distill.store import Store
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.server_process import ServerProcess, launch_prefix
+from fastmtp_sglang.vocabulary.target import Target
+
+# KV cells per conversation in flight for the embedded model: prompt and answer of usual length.
+# SGLang evicts and recomputes when answers grow beyond what there is.
+_CELLS_PER_CONVERSATION = 1024
+# Holds words, signs, digits and another script, on which any two tokenizers differ.
+_PROBE = "def f(x): return 3.14159 * x  # Größe, 长城, naïve façade\n\tunbelievable"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be answered; `limit` counts rows of each source, `self_prompt` conversations."""
+
+    settings: Settings
+    target: Target
+    chat: ChatTemplate
+    sources: list[PromptSource]
+    self_prompt: int | None
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the servers are reached; see `EndpointPool`."""
+
+    urls: tuple[str, ...]
+    api_key: str | None
+    retries: int
+    timeout: float
+    concurrency: int
+
+
+async def hold(
+    job: Job,
+    store: Store,
+    link: Link,
+    say: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Hold all conversations that `store` does not have yet.
+
+    Raises FastMTPError when no endpoint is left or one cannot be used; what is answered is kept.
+    """
+    check_tokenizers(link.urls, link.api_key, job.target, say)
+    async with EndpointPool(
+        link.urls,
+        api_key=link.api_key,
+        retries=link.retries,
+        timeout=link.timeout,
+        say=say,
+    ) as pool:
+        distiller = Distiller(
+            settings=job.settings,
+            chat=job.chat,
+            pool=pool,
+            store=store,
+            context_length=await context_length(pool, job.target),
+            concurrency=link.concurrency,
+            on_progress=on_progress,
+        )
+        if job.self_prompt is not None:
+            await distiller.answer_itself(job.self_prompt)
+        else:
+            await distiller.answer_prompts(job.sources, job.limit)
+
+
+@contextlib.contextmanager
+def own_server(
+    model: str,
+    sglang_flags: Sequence[str],
+    *,
+    concurrency: int,
+    random_seed: int,
+    log_path: Path,
+    say: Callable[[str], None],
+    on_wait: Callable[[float, str], None],
+) -> Iterator[ServerProcess]:
+    """Serve `model` without speculation while the body runs.
+
+    `random_seed` must be another one for every start: SGLang would draw the same prompts again.
+    Raises FastMTPError with the end of the log when the server does not start.
+    """
+    flags = ["--random-seed", str(random_seed)]
+    if model == smollm2.NAME:
+        cells = max(16384, concurrency * _CELLS_PER_CONVERSATION)
+        flags += ["--max-total-tokens", str(cells)]
+    command = launch.command(model, [*flags, *sglang_flags], speculation=False, progress=say)
+    path, *rest = command[len(launch_prefix()) + 1 :]  # what follows --model-path
+    began = time.monotonic()
+    with ServerProcess(path, rest, log_path=log_path, on_wait=on_wait) as server:
+        say(f"SGLang is up after {time.monotonic() - began:.0f} s, log in {log_path}")
+        yield server
+
+
+async def context_length(pool: EndpointPool, target: Target) -> int:
+    """Return the shortest context of the target and all endpoints that answer, in tokens.
+
+    Raises FastMTPError when no endpoint answers or nobody knows the context.
+    """
+    limits = [target.config.get("max_position_embeddings")]
+    limits += [described.get("context_length") for described in await pool.describe()]
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    if not known:
+        raise FastMTPError(
+            f"--model {target.path}: its config.json has no max_position_embeddings, and no "
+            "endpoint tells its context: start the servers with --context-length"
+        )
+    return min(known)
+
+
+def check_tokenizers(
+    urls: Sequence[str], api_key: str | None, target: Target, say: Callable[[str], None]
+) -> None:
+    """Refuse endpoints that serve a model with another tokenizer than the target's.
+
+    Those that do not answer are left to the pool. Raises FastMTPError.
+    """
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    expected = target.encode(_PROBE)
+    body = {"prompt": _PROBE, "add_special_tokens": False}
+    with httpx.Client(headers=headers, trust_env=False, timeout=30) as client:
+        for url in urls:
+            try:
+                response = client.post(f"{url.rstrip('/')}/tokenize", json=body)
+            except httpx.TransportError:
+                continue
+            if response.status_code in (401, 403):
+                continue  # the pool's first request refuses it with the right words
+            if response.status_code != 200:
+                say(
+                    f"{url} does not tokenize (HTTP {response.status_code}): whether it serves "
+                    f"the model {target.path} is not checked"
+                )
+            elif response.json().get("tokens") != expected:
+                raise FastMTPError(
+                    f"--endpoint {url}: its tokenizer is not that of --model {target.path}; give "
+                    "the model that it serves"
+                )
