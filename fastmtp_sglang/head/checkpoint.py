@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fastmtp_sglang.errors import FastMTPError
 
@@ -59,12 +61,17 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     save_head(head, out)
 
 
-def save_head(head, out: Path) -> None:
-    """Write a head's directory in one rename, so that no reader ever sees half of it."""
+def save_head(head, out: Path, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    """Write a head's directory in one rename, so that no reader ever sees half of it.
+
+    `files` go beside the weights, such as a model card.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         head.save_pretrained(scratch)
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
         scratch.chmod(0o755)
         os.replace(scratch, out)
     except BaseException:

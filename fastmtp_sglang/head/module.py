@@ -14,6 +14,8 @@ head never holds them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -80,6 +82,7 @@ class FastMTPHead(PreTrainedModel):
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        **attention_options: Any,
     ) -> torch.Tensor:
         """Apply the head once.
 
@@ -89,6 +92,8 @@ class FastMTPHead(PreTrainedModel):
             position_ids: int64 [B, T], positions of `hidden_states`.
             attention_mask: [B, past + T] of 0 and 1, or None for no padding.
             past_key_values: cache that is read and extended, or None.
+            attention_options: for the attention function of `config._attn_implementation`, as in
+                every transformers model.
 
         Returns:
             [B, T, D]: hidden states for `lm_head` and for the next step.
@@ -112,6 +117,7 @@ class FastMTPHead(PreTrainedModel):
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             position_embeddings=self.rotary_emb(states, position_ids),
+            **attention_options,
         )
         return self.final_layernorm(states)
 

@@ -1,0 +1,57 @@
+"""`fastmtp train`: train a head for a target from a YAML configuration."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, see configs/train.")],
+    target: Annotated[
+        str | None, typer.Option(help="Target checkpoint directory, or `smollm2`.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Record file or folder of `fastmtp distill`. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints, logs and the head.")
+    ] = None,
+    offline: Annotated[
+        Path | None,
+        typer.Option(help="Folder of stored hidden states: made if missing, then read."),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="`scratch`, `native` or an earlier head directory.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the configuration."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")
+    ] = False,
+) -> None:
+    """Train a head by self-distillation.
+
+    On several GPUs: `accelerate launch $(which fastmtp) train CONFIG`. Flags win over the file. The
+    finished head is OUTPUT/head.
+    """
+    from fastmtp_sglang.training.config import load_config
+
+    flags: dict[str, object] = {
+        "target": target,
+        "output": output,
+        "data.train": data and [str(path) for path in data],
+        "data.offline": offline,
+        "head.start": start,
+    }
+    named = [f"{key}={value}" for key, value in flags.items() if value]
+    loaded = load_config(config, [*(overrides or []), *named])
+
+    from fastmtp_sglang.training.run import train as run
+
+    head = run(loaded, resume=resume)
+    print(f"wrote {head}")
+    print(f"serve it: fastmtp serve {loaded.target} --draft {head}")

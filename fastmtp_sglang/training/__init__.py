@@ -1,0 +1,1 @@
+"""Training of the MTP head: data, chain forward, loss, trainer, validation, export."""

@@ -1,0 +1,162 @@
+"""Attention of a draft chain over a whole sequence at once.
+
+While serving, the KV cache that step k of a chain reads at position t holds two kinds of entries:
+for every position <= t the key and value that step 1 wrote from the target's hidden state (draft
+extend rewrites what a chain left there), and for the chain itself those of its steps 2..k. So in
+the parallel forward the query of step k at anchor t sees
+
+    step-1 keys of positions 0..t of its document, and keys of steps 2..k of anchor t alone.
+
+This is the "training-time test" mask of EAGLE-3 (arXiv 2503.01840), on packed documents. For the
+implementation name `CHAIN` transformers calls `chain_attention` in the place of its own attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+CHAIN = "fastmtp_chain"
+
+# Queries that share one mask. Smaller blocks see fewer keys that their mask then hides, larger ones
+# mean fewer calls; 128 queries with 3 steps hide at most 3 * 128 keys.
+_BLOCK = 128
+
+
+class ChainAttention:
+    """The keys and values of one packed batch, step by step: one object a forward.
+
+    Args:
+        row_lengths: step-1 rows of each document; rows are positions 0, 1, ... of their document.
+        anchors: int64 [N], which of all step-1 rows start a chain; ascending.
+        anchor_lengths: anchors of each document.
+    """
+
+    def __init__(
+        self, row_lengths: list[int], anchors: torch.Tensor, anchor_lengths: list[int]
+    ) -> None:
+        self._row_lengths = row_lengths
+        self._anchor_lengths = anchor_lengths
+        starts = torch.tensor(row_lengths, dtype=torch.int64).cumsum(0) - torch.tensor(row_lengths)
+        # Positions in their document: kept on the host, where they bound slices.
+        self._anchors = [
+            anchors_of.cpu() - start
+            for anchors_of, start in zip(
+                anchors.split(anchor_lengths), starts.tolist(), strict=True
+            )
+        ]
+        self._keys: list[list[torch.Tensor]] = []
+        self._values: list[list[torch.Tensor]] = []
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Attend in the next step.
+
+        Args:
+            query: [1, heads, rows, size]; the rows of step 1, or the anchors of a later step.
+            key: [1, key heads, rows, size].
+            value: as `key`.
+            scaling: factor of the scores.
+
+        Returns:
+            [1, rows, heads, size].
+        """
+        first = not self._keys
+        lengths = self._row_lengths if first else self._anchor_lengths
+        groups = query.shape[1] // key.shape[1]
+        self._keys.append(list(_per_head(key, groups).split(lengths, dim=2)))
+        self._values.append(list(_per_head(value, groups).split(lengths, dim=2)))
+        outputs = []
+        for document, queries in enumerate(query.split(lengths, dim=2)):
+            if not queries.shape[2]:
+                continue
+            if first:
+                outputs.append(
+                    scaled_dot_product_attention(
+                        queries,
+                        self._keys[0][document],
+                        self._values[0][document],
+                        is_causal=True,
+                        scale=scaling,
+                    )
+                )
+            else:
+                outputs.extend(self._chain_blocks(document, queries, scaling))
+        if not outputs:
+            return query.transpose(1, 2)
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def _chain_blocks(
+        self, document: int, queries: torch.Tensor, scaling: float
+    ) -> list[torch.Tensor]:
+        outputs = []
+        for start in range(0, queries.shape[2], _BLOCK):
+            block = slice(start, min(start + _BLOCK, queries.shape[2]))
+            seen = int(self._anchors[document][block.stop - 1]) + 1
+            outputs.append(
+                scaled_dot_product_attention(
+                    queries[:, :, block],
+                    _visible(self._keys, document, block, seen),
+                    _visible(self._values, document, block, seen),
+                    attn_mask=self._mask(document, block, seen, queries),
+                    scale=scaling,
+                )
+            )
+        return outputs
+
+    def _mask(self, document: int, block: slice, seen: int, queries: torch.Tensor) -> torch.Tensor:
+        """Additive [queries, seen + steps * queries] of 0 and -inf."""
+        steps = len(self._keys) - 1
+        positions = self._anchors[document][block]
+        before = torch.arange(seen) <= positions.unsqueeze(1)
+        own = torch.eye(len(positions), dtype=torch.bool).repeat(1, steps)
+        hidden = torch.cat((before, own), dim=1).logical_not()
+        mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        return mask.to(device=queries.device, dtype=queries.dtype)
+
+
+def chain_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    chain: ChainAttention,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function of implementation `CHAIN`; see `ChainAttention.attend`.
+
+    Raises:
+        ValueError: the block uses dropout or a sliding window, which no head is served with.
+    """
+    if dropout or sliding_window is not None:
+        raise ValueError(f"no chain attention with dropout {dropout}, window {sliding_window}")
+    return chain.attend(query, key, value, scaling), None
+
+
+def _visible(
+    side: list[list[torch.Tensor]], document: int, block: slice, seen: int
+) -> torch.Tensor:
+    """Keys or values that the queries of a block see: step 1 up to `seen`, then their chains."""
+    chain = [step[document][:, :, block] for step in side[1:]]
+    return torch.cat([side[0][document][:, :, :seen], *chain], dim=2)
+
+
+def _per_head(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+    """[1, key heads, rows, size] -> one for each query head."""
+    return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
+
+
+AttentionInterface.register(CHAIN, chain_attention)
+# The mask depends on documents and steps, which `ChainAttention` knows.
+AttentionMaskInterface.register(CHAIN, lambda *arguments, **options: None)

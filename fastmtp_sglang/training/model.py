@@ -1,0 +1,121 @@
+"""The head as it is trained: all K steps over a packed batch in one forward.
+
+`ChainHead` has the parameters, names and configuration of `head.module.FastMTPHead`, so each of its
+checkpoints is a head directory. What is frozen (embedding, output layer, the target when it runs
+online) is held by a plain object, which neither the optimizer nor a checkpoint nor FSDP sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig
+from fastmtp_sglang.head.module import FastMTPHead
+from fastmtp_sglang.training.attention import CHAIN, ChainAttention
+from fastmtp_sglang.training.loss import LossWeights, OutputLayer, chain_loss
+from fastmtp_sglang.training.target import FrozenTarget
+
+# Hidden states of the last step, or None before the first -> ids of step k's tokens (`step` counts
+# from 1): int64 [R] of the rows in step 1, [N] of the anchors after it.
+NextIds = Callable[[int, torch.Tensor | None], torch.Tensor]
+
+
+class ChainHead(FastMTPHead):
+    """A `FastMTPHead` whose forward runs the chain of every anchor and returns its loss."""
+
+    def __init__(self, config: FastMTPConfig) -> None:
+        super().__init__(config)
+        self.block_config._attn_implementation = CHAIN
+        self._frozen: tuple[FrozenTarget, OutputLayer, LossWeights] | None = None
+
+    def attach(self, target: FrozenTarget, output: OutputLayer, weights: LossWeights) -> None:
+        """Give the head what is frozen; before the first forward."""
+        self._frozen = (target, output, weights)
+
+    def chain_states(
+        self,
+        hidden_states: torch.Tensor,
+        batch: dict[str, torch.Tensor],
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        next_ids: NextIds,
+        num_steps: int,
+    ) -> Iterator[torch.Tensor]:
+        """Run the chain of every anchor, step by step.
+
+        Args:
+            hidden_states: [R, D], the target's, at the step-1 rows.
+            batch: what `packing.pack` returned.
+            embed: ids int64 [n] -> embeddings [n, D].
+            next_ids: the tokens that enter a step; of the text (teacher forcing) or drafted.
+            num_steps: K.
+
+        Yields:
+            [N, D]: the head's output of step k at each anchor.
+        """
+        anchors = batch["anchors"]
+        chain = ChainAttention(
+            batch["row_lengths"].tolist(), anchors, batch["anchor_lengths"].tolist()
+        )
+        positions = batch["positions"]
+        states = self._step(hidden_states, embed(next_ids(1, None)), positions, chain)[anchors]
+        yield states
+        positions = positions[anchors]
+        for step in range(2, num_steps + 1):
+            ids = next_ids(step, states)
+            states = self._step(states, embed(ids), positions + step - 1, chain)
+            yield states
+
+    def forward(self, **batch: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Loss of a packed batch (`packing.pack`), teacher-forced.
+
+        Returns:
+            sums: [K], loss of each step summed over its labels, differentiable.
+            correct: int64 [K], labels that scored highest.
+        """
+        assert self._frozen is not None, "attach() comes first"
+        target, output, weights = self._frozen
+        ids, rows = batch["input_ids"], batch["rows"]
+        hidden = batch.get("hidden_states")
+        if hidden is None:
+            hidden = target.packed_hidden_states(ids, batch["lengths"].tolist())
+        at_anchors = rows[batch["anchors"]]
+        # A chain may run past its document's last token; it has no labels there, any id will do.
+        last = len(ids) - 1
+
+        def next_ids(step: int, states: torch.Tensor | None) -> torch.Tensor:
+            start = rows if step == 1 else at_anchors
+            return ids[(start + step).clamp_(max=last)]
+
+        label_rows, labels = batch["label_rows"], batch["labels"]
+        trained = next(self.parameters()).dtype
+        steps = self.chain_states(
+            hidden[rows].to(trained), batch, lambda i: target.embed(i).to(trained), next_ids,
+            len(label_rows),
+        )  # fmt: skip
+        sums, correct = chain_loss(
+            torch.stack(list(steps)),
+            label_rows,
+            output.to_local(ids[labels]),
+            hidden[labels - 1] if weights.kl else None,
+            output,
+            weights,
+        )
+        return {"sums": sums, "correct": correct}
+
+    def _step(
+        self,
+        states: torch.Tensor,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        chain: ChainAttention,
+    ) -> torch.Tensor:
+        return super().forward(
+            states.unsqueeze(0), embeddings.unsqueeze(0), positions.unsqueeze(0), chain=chain
+        )[0]
+
+
+# transformers writes the class's name into config.json, which has to say what serves it.
+ChainHead.__name__ = ARCHITECTURE

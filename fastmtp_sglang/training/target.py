@@ -1,0 +1,166 @@
+"""The frozen target: embedding and output layer, and its hidden states after the final norm.
+
+Training with stored hidden states needs only two tensors of the checkpoint; the whole model is
+loaded when it has to run. All of it is under no_grad, in the dtype of the checkpoint unless told
+otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.nn.functional import embedding
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
+from transformers.utils import logging
+
+from fastmtp_sglang.errors import FastMTPError
+
+_EMBEDDING = "model.embed_tokens.weight"
+_OUTPUT = "lm_head.weight"
+
+# Targets run with documents of similar length side by side; this many tokens, padding included.
+_TOKENS_PER_FORWARD = 4096
+
+
+class FrozenTarget:
+    """A target checkpoint that is never trained.
+
+    Args:
+        directory: a transformers checkpoint with safetensors files.
+        dtype: of embedding, output layer and model; None for the checkpoint's.
+        device: where all of it lives.
+
+    Raises:
+        FastMTPError: the directory is no such checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.directory = directory
+        self.device = torch.device(device)
+        self.config = target_config(directory)
+        tensors = load_tensors(directory, [_EMBEDDING, _OUTPUT], optional={_OUTPUT})
+        self.dtype = dtype or tensors[_EMBEDDING].dtype
+        self._embedding = tensors[_EMBEDDING].to(self.device, self.dtype)
+        tied = _OUTPUT not in tensors
+        self.output_weight = (
+            self._embedding if tied else tensors[_OUTPUT].to(self.device, self.dtype)
+        )
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings [..., D] of ids."""
+        return embedding(ids, self._embedding)
+
+    @cached_property
+    def model(self) -> Any:
+        """The whole model, loaded on first use."""
+        # The checkpoint of a target with an MTP layer holds tensors that the model does not.
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.directory, config=self.config, dtype=self.dtype
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def packed_hidden_states(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """Hidden states [S, D] of documents packed end to end, ids int64 [S].
+
+        Documents are padded on the right, which a causal model's earlier positions do not see.
+        """
+        documents = ids.split(lengths)
+        order = sorted(range(len(documents)), key=lambda i: lengths[i], reverse=True)
+        states: list[torch.Tensor] = [torch.empty(0)] * len(documents)
+        while order:
+            longest = max(1, lengths[order[0]])
+            group, order = (
+                order[: max(1, _TOKENS_PER_FORWARD // longest)],
+                order[max(1, _TOKENS_PER_FORWARD // longest) :],
+            )
+            padded = ids.new_zeros(len(group), longest)
+            for row, document in zip(padded, group, strict=True):
+                row[: lengths[document]] = documents[document]
+            # `model.model` is the decoder: its last hidden state is after the final norm.
+            output = self.model.model(padded, use_cache=False).last_hidden_state
+            for row, document in zip(output, group, strict=True):
+                states[document] = row[: lengths[document]]
+        return torch.cat(states)
+
+    def digest(self) -> str:
+        """What identifies the weights: configuration and a sum over embedding and output layer."""
+        sums = hashlib.sha256((self.directory / "config.json").read_bytes())
+        for file in sorted(self.directory.glob("*.safetensors")):
+            with file.open("rb") as opened:
+                header = opened.read(8)
+                sums.update(header + opened.read(int.from_bytes(header, "little")))
+        for weight in (self._embedding, self.output_weight):
+            sums.update(weight[:1024].float().cpu().numpy().tobytes())
+        return f"sha256:{sums.hexdigest()}"
+
+
+def target_config(directory: Path) -> PreTrainedConfig:
+    """A target's configuration; MiMo's as the Qwen2 model that it is, without its remote code.
+
+    Raises:
+        FastMTPError: `directory` holds no config.json.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FastMTPError(
+            f"target {directory} holds no config.json: give a transformers checkpoint directory."
+        )
+    fields = json.loads(path.read_text())
+    if fields.get("architectures") == ["MiMoForCausalLM"]:
+        # model_type "mimo" would ask for the remote code, whose only addition is the MTP layer.
+        fields.pop("auto_map", None)
+        return Qwen2Config.from_dict({**fields, "model_type": "qwen2"})
+    return AutoConfig.from_pretrained(directory)
+
+
+def tensor_files(directory: Path) -> dict[str, Path]:
+    """Name of every tensor of a checkpoint -> the safetensors file that holds it.
+
+    Raises:
+        FastMTPError: the directory holds no safetensors file.
+    """
+    files = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as opened:
+            files.update(dict.fromkeys(opened.keys(), path))
+    if not files:
+        raise FastMTPError(f"target {directory} holds no .safetensors file.")
+    return files
+
+
+def load_tensors(
+    directory: Path, names: list[str], *, optional: set[str] | frozenset[str] = frozenset()
+) -> dict[str, torch.Tensor]:
+    """Read some tensors of a checkpoint.
+
+    Raises:
+        FastMTPError: one of `names` is neither there nor `optional`.
+    """
+    files = tensor_files(directory)
+    missing = [name for name in names if name not in files and name not in optional]
+    if missing:
+        raise FastMTPError(f"target {directory} has no tensor {', '.join(missing[:3])}.")
+    tensors = {}
+    for name in names:
+        if name in files:
+            with safe_open(files[name], "pt") as opened:
+                tensors[name] = opened.get_tensor(name)
+    return tensors

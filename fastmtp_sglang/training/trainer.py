@@ -1,0 +1,158 @@
+"""`transformers.Trainer` for a chain: its loss, how it is normalized, and its validation.
+
+The loss of an optimizer step is sum_k alpha_k * (sum of step k's loss over all labels of the whole
+accumulated batch, on all ranks) / (number of those labels). So the gradient does not depend on how
+the batch was split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from fastmtp_sglang.training.loss import step_weights
+from fastmtp_sglang.training.model import ChainHead
+from fastmtp_sglang.training.packing import Document, pack
+
+Validate = Callable[[ChainHead], dict[str, float]]
+
+
+class Documents(Dataset):
+    """Documents, and empty ones up to a multiple of `multiple`.
+
+    Ranks and micro-batches then come out even without a document being seen twice: an empty one has
+    no labels and adds nothing to loss or gradient.
+    """
+
+    def __init__(self, documents: Sequence[Document], multiple: int = 1) -> None:
+        self._documents = documents
+        self._length = -(-len(documents) // multiple) * multiple
+        first = documents[0]
+        self._empty = Document(
+            first.input_ids[:0],
+            first.counted[:0],
+            None if first.hidden_states is None else first.hidden_states[:0],
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Document:
+        return self._documents[index] if index < len(self._documents) else self._empty
+
+
+class ChainTrainer(Trainer):
+    """Train a `ChainHead`.
+
+    Args:
+        model: the head, with its frozen parts attached.
+        args: as for every Trainer; a device batch is a number of documents.
+        documents: what is trained on.
+        num_steps: K.
+        beta: weight ratio of consecutive steps.
+        validate: called in the place of Trainer's evaluation loop; its metrics are logged.
+    """
+
+    def __init__(
+        self,
+        model: ChainHead,
+        args: TrainingArguments,
+        documents: Sequence[Document],
+        *,
+        num_steps: int,
+        beta: float,
+        validate: Validate | None = None,
+    ) -> None:
+        data = Documents(documents, args.world_size * args.per_device_train_batch_size)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=data,
+            # Only its presence matters: `evaluate` is ours.
+            eval_dataset=data if validate else None,
+            data_collator=lambda group: pack(group, num_steps),
+        )
+        # Our loss is already normalized over the accumulated batch.
+        self.loss_is_scaled_for_ga = True
+        self._weights = step_weights(beta, num_steps).float()
+        self._validate = validate
+        self._reset_window()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """Take the micro-batches of one optimizer step and count its labels on all ranks, [K]."""
+        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = torch.zeros(len(self._weights), dtype=torch.int64, device=device)
+        for batch in samples:
+            counts += batch["counts"].to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts).view(self.args.world_size, -1).sum(0)
+        return samples, counts
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss."""
+        outputs = model(**inputs)
+        assert num_items_in_batch is not None
+        scale = self._weights.to(num_items_in_batch.device) / num_items_in_batch.clamp(min=1)
+        # DDP and FSDP average gradients over ranks; the shares have to be summed.
+        loss = (outputs["sums"] * scale).sum() * self.args.world_size
+        self._sums += outputs["sums"].detach().double().cpu()
+        self._correct += outputs["correct"].cpu()
+        self._counts += inputs["counts"].cpu()
+        self._tokens += len(inputs["input_ids"])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add loss and accuracy of each step, and tokens per second, since the last line."""
+        if "loss" in logs:
+            counts = self._counts.clamp(min=1)
+            for step, (loss, hits) in enumerate(
+                zip(self._sums / counts, self._correct / counts, strict=True), 1
+            ):
+                logs[f"loss_{step}"] = round(loss.item(), 4)
+                logs[f"accuracy_{step}"] = round(hits.item(), 4)
+            logs["tokens_per_second"] = round(self._tokens / (time.monotonic() - self._since), 1)
+            self._reset_window()
+        super().log(logs, start_time)
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Run our validation on every rank: all do the same, so that none waits for another."""
+        assert self._validate is not None
+        begin = time.monotonic()
+        self.model.eval()
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in self._validate(self.model).items()
+        }
+        self.model.train()
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        self._since += time.monotonic() - begin
+        return metrics
+
+    def _reset_window(self) -> None:
+        steps = len(self._weights)
+        self._sums = torch.zeros(steps, dtype=torch.float64)
+        self._correct = torch.zeros(steps, dtype=torch.int64)
+        self._counts = torch.zeros(steps, dtype=torch.int64)
+        self._tokens = 0
+        self._since = time.monotonic()

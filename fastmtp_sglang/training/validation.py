@@ -1,0 +1,162 @@
+"""How well a head drafts: teacher-forced on held-out text, and free-running as serving runs it.
+
+Free-running, the head starts at the target's hidden state and reads its own drafts. Its chain is
+compared with the target's greedy continuation by walking over it as a server does: a draft ends at
+the first wrong token, the target adds one token of its own, the next draft starts behind it. Greedy
+speculative decoding is lossless, so this is the acceptance that serving measures, except that
+drafts which would reach past the last token of a continuation are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fastmtp_sglang.training.loss import OutputLayer
+from fastmtp_sglang.training.model import ChainHead
+from fastmtp_sglang.training.packing import Document, pack
+from fastmtp_sglang.training.target import FrozenTarget
+
+_DOCUMENTS_PER_FORWARD = 16
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Acceptance over all drafts of a walk.
+
+    Attributes:
+        accepted: for each step k, the share of drafts whose first k tokens were all accepted.
+        length: tokens gained by one verification, the target's own included: 1 + sum(accepted).
+        drafts: how many drafts this is measured on.
+    """
+
+    accepted: list[float]
+    length: float
+    drafts: int
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Per step: mean loss, and the share of held-out tokens that score highest.
+
+    The loss is over the tokens of the output layer that was trained with; the share is over all.
+    """
+
+    loss: list[float]
+    accepted: list[float]
+
+
+@torch.no_grad()
+def teacher_forced(
+    head: ChainHead, documents: list[Document], output: OutputLayer, num_steps: int
+) -> TeacherForced:
+    """Measure on text, with the frozen parts and the loss that are attached to the head."""
+    sums = torch.zeros(num_steps, dtype=torch.float64)
+    correct, counts, everything = torch.zeros(3, num_steps, dtype=torch.int64)
+    for group in _batches(documents):
+        everything += pack(group, num_steps)["counts"]
+        batch = pack([in_vocabulary(document, output) for document in group], num_steps)
+        found = head(**_to(batch, head.device))
+        sums += found["sums"].cpu()
+        correct += found["correct"].cpu()
+        counts += batch["counts"]
+    return TeacherForced(
+        (sums / counts.clamp(min=1)).tolist(), (correct / everything.clamp(min=1)).tolist()
+    )
+
+
+@torch.no_grad()
+def free_running(
+    head: ChainHead,
+    documents: list[Document],
+    target: FrozenTarget,
+    output: OutputLayer,
+    num_steps: int,
+) -> FreeRunning:
+    """Walk over greedy continuations (`greedy.greedy_continuations`, with hidden states)."""
+    lengths: list[int] = []
+    for group in _batches(documents):
+        matches = draft_matches(head, group, target, output, num_steps)
+        for document, accepted in zip(group, matches, strict=True):
+            lengths += walk(document, accepted, num_steps)
+    accepted_lengths = torch.tensor(lengths, dtype=torch.int64)
+    shares = [
+        (accepted_lengths >= step).double().mean().item() if lengths else 0.0
+        for step in range(1, num_steps + 1)
+    ]
+    return FreeRunning(shares, 1 + sum(shares), len(lengths))
+
+
+def draft_matches(
+    head: ChainHead,
+    group: list[Document],
+    target: FrozenTarget,
+    output: OutputLayer,
+    num_steps: int,
+) -> list[dict[int, int]]:
+    """Draft at every anchor; for each document: position of the anchor -> leading correct tokens.
+
+    Tokens past the end of a document count as wrong.
+    """
+    batch = _to(pack(group, num_steps), head.device)
+    ids, anchors = batch["input_ids"], batch["rows"][batch["anchors"]]
+    lengths = batch["lengths"]
+    ends = lengths.cumsum(0).repeat_interleave(batch["anchor_lengths"])
+    alive = torch.ones_like(anchors, dtype=torch.bool)
+    leading = torch.zeros_like(anchors)
+
+    def next_ids(step: int, states: torch.Tensor | None) -> torch.Tensor:
+        return ids[batch["rows"] + 1] if states is None else output.argmax(states)
+
+    trained = head.dtype
+    chain = head.chain_states(
+        batch["hidden_states"][batch["rows"]].to(trained),
+        batch,
+        lambda i: target.embed(i).to(trained),
+        next_ids,
+        num_steps,
+    )
+    for step, states in enumerate(chain, 1):
+        labels = anchors + step + 1
+        inside = labels < ends
+        alive = alive & inside
+        alive &= output.argmax(states) == ids[labels.clamp(max=len(ids) - 1)]
+        leading += alive
+    positions = batch["positions"][batch["anchors"]].cpu()
+    sizes = batch["anchor_lengths"].tolist()
+    return [
+        dict(zip(own.tolist(), correct.tolist(), strict=True))
+        for own, correct in zip(positions.split(sizes), leading.cpu().split(sizes), strict=True)
+    ]
+
+
+def walk(document: Document, accepted: dict[int, int], num_steps: int) -> list[int]:
+    """Accepted drafts of each verification over one continuation.
+
+    The first draft starts at the last prompt position: its next token is already known there.
+    """
+    position = int(document.counted.nonzero()[0]) - 1
+    found = []
+    while position + num_steps + 1 < len(document.input_ids):
+        found.append(accepted[position])
+        position += accepted[position] + 1
+    return found
+
+
+def in_vocabulary(document: Document, output: OutputLayer) -> Document:
+    """Do not count tokens that the output layer cannot score."""
+    if output.local_ids is None:
+        return document
+    listed = output.local_ids.cpu()[document.input_ids] >= 0
+    return Document(document.input_ids, document.counted & listed, document.hidden_states)
+
+
+def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+    for start in range(0, len(documents), _DOCUMENTS_PER_FORWARD):
+        yield documents[start : start + _DOCUMENTS_PER_FORWARD]
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
