@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fastmtp_sglang.server_process import ServerProcess
     from fastmtp_sglang.vocabulary.target import Target
 
+# Of the last minute: a speed since the start would hide that a server has become slow.
+_SPEED_SECONDS = 60.0
 _KEY_VARIABLE = "FASTMTP_API_KEY"
 
 
@@ -105,7 +107,7 @@ def distill(
     from fastmtp_sglang.distill.chat import ChatTemplate
     from fastmtp_sglang.distill.prompts import open_prompts
     from fastmtp_sglang.distill.records import Sampling
-    from fastmtp_sglang.distill.session import Job, Link, hold
+    from fastmtp_sglang.distill.session import Job, Link
     from fastmtp_sglang.distill.settings import Settings, check_sampling
     from fastmtp_sglang.distill.store import Store
     from fastmtp_sglang.vocabulary.target import load_target
@@ -147,17 +149,26 @@ def distill(
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     job = Job(settings, target, chat, sources, self_prompt, limit)
     link = Link(tuple(endpoint or ()), api_key, retries, timeout, concurrency)
-    with Store(output, settings, shard_size) as store:
-        if store.counts.answers:
+    with Store(output, settings, shard_size, self_prompt or limit) as store:
+        if store.counts.answers and not store.is_complete:
             _say(console, f"going on after {store.counts.answers:,} answers in {output}")
-        with contextlib.ExitStack() as stack:
-            if not link.urls:
-                server = stack.enter_context(_server(console, job, store, link, sglang_flags or []))
-                link = dataclasses.replace(link, urls=(server.url,))
-            bar = stack.enter_context(_Bar(console, store.directory))
-            asyncio.run(hold(job, store, link, bar.say, bar.update))
-        store.complete()
+        if not store.is_complete:
+            _answer_all(console, job, store, link, sglang_flags or [])
+            store.complete()
         _summarize(console, store, target)
+
+
+def _answer_all(
+    console: "Console", job: "Job", store: "Store", link: "Link", sglang_flags: list[str]
+) -> None:
+    from fastmtp_sglang.distill.session import hold
+
+    with contextlib.ExitStack() as stack:
+        if not link.urls:
+            server = stack.enter_context(_server(console, job, store, link, sglang_flags))
+            link = dataclasses.replace(link, urls=(server.url,))
+        bar = stack.enter_context(_Bar(console))
+        asyncio.run(hold(job, store, link, bar.say, bar.update))
 
 
 def _check_flags(
@@ -223,11 +234,10 @@ class _Bar:
     # Without a terminal, where a bar would fill a log with control characters: a line a minute.
     _LINE_SECONDS = 60.0
 
-    def __init__(self, console: "Console", directory: Path) -> None:
+    def __init__(self, console: "Console") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = console
-        self._directory = directory
         self._bar = Progress(
             TextColumn("answering"),
             BarColumn(),
@@ -240,7 +250,6 @@ class _Bar:
         self._task = self._bar.add_task("", of="?", tokens=0, speed=0.0)
         self._began = time.monotonic()
         self._said_at = self._began
-        # Of the last minute: a speed since the start would hide that a server became slow.
         self._recent: collections.deque[tuple[float, int]] = collections.deque([(self._began, 0)])
 
     def __enter__(self) -> "_Bar":
@@ -258,7 +267,7 @@ class _Bar:
         """Show where the run is."""
         now = time.monotonic()
         self._recent.append((now, progress.tokens))
-        while now - self._recent[0][0] > 60:
+        while now - self._recent[1][0] > _SPEED_SECONDS:
             self._recent.popleft()
         then, tokens = self._recent[0]
         speed = (progress.tokens - tokens) / max(now - then, 1e-3)

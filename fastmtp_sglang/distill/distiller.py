@@ -83,12 +83,10 @@ class Distiller:
 
         Raises FastMTPError as `EndpointPool` and `Store` do; what is answered is kept.
         """
-        totals = [source.total for source in sources]
-        rows = None
-        if all(total is not None for total in totals) or limit is not None:
-            known = [limit if total is None else min(total, limit or total) for total in totals]
-            rows = sum(count or 0 for count in known) * self.settings.samples
-        await self._run(_rows_of(sources, limit, self.settings.samples), rows)
+        rows = [_smallest(source.total, limit) for source in sources]
+        known = [count for count in rows if count is not None]
+        total = sum(known) * self.settings.samples if len(known) == len(rows) else None
+        await self._run(_rows_of(sources, limit, self.settings.samples), total)
 
     async def answer_itself(self, conversations: int) -> None:
         """Let the target write `conversations` distinct prompts and answer them.
@@ -287,6 +285,13 @@ def _rows_of(sources: list[PromptSource], limit: int | None, samples: int) -> It
                 break
             for sample in range(samples):
                 yield Work(f"{source.name}/{index}/{sample}", source.name, opening)
+
+
+def _smallest(rows: int | None, limit: int | None) -> int | None:
+    """Return how many rows a source gives; None if that is unknown (a limit may be above it)."""
+    if rows is None:
+        return limit
+    return rows if limit is None else min(rows, limit)
 
 
 def _is_rejected(reason: str) -> bool:

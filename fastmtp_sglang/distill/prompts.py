@@ -43,7 +43,7 @@ class PromptSource:
         total: Number of rows, None if unknown.
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, flag: str) -> None:
         named = None if spec.startswith(_DATASETS) else _NAMED.fullmatch(spec)
         place = named[2] if named else spec
         self.spec = spec
@@ -57,12 +57,12 @@ class PromptSource:
             self.name = named[1] if named else Path(source.name).name
         else:
             path = Path(place)
-            self._rows = _file_rows(spec, path)
+            self._rows = _file_rows(f"{flag} {spec}", path)
             self.total = None
             self.signature = f"{path.name}, {path.stat().st_size} bytes"
             self.name = named[1] if named else path.stem
         if "/" in self.name:
-            raise FastMTPError(f"--prompts {spec}: the name {self.name} must not hold a slash")
+            raise FastMTPError(f"{flag} {spec}: the name {self.name} must not hold a slash")
 
     def conversations(self) -> Iterator[Conversation | BadRowError]:
         """Yield every row's conversation, or what is wrong with it; starts anew with every call."""
@@ -73,26 +73,27 @@ class PromptSource:
                 yield error
 
 
-def open_prompts(specs: list[str]) -> list[PromptSource]:
+def open_prompts(specs: list[str], flag: str = "--prompts") -> list[PromptSource]:
     """Open the sources and read the first row of each.
 
     A spec is `[NAME=]FILE` (.jsonl, .json, .parquet) or
-    `[NAME=]datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]`.
+    `[NAME=]datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]`. `flag` is what errors
+    name.
 
     Raises FastMTPError when one is missing, empty, begins with a bad row, or two share a name.
     """
-    sources = [PromptSource(spec) for spec in specs]
+    sources = [PromptSource(spec, flag) for spec in specs]
     for index, source in enumerate(sources):
         if source.name in [other.name for other in sources[:index]] or source.name == "self":
             raise FastMTPError(
-                f"--prompts {source.spec}: the name {source.name} is taken; give another one as "
+                f"{flag} {source.spec}: the name {source.name} is taken; give another one as "
                 f"NAME={source.spec}"
             )
         first = next(source.conversations(), None)
         if first is None:
-            raise FastMTPError(f"--prompts {source.spec}: holds no rows")
+            raise FastMTPError(f"{flag} {source.spec}: holds no rows")
         if isinstance(first, BadRowError):
-            raise FastMTPError(f"--prompts {source.spec}: the first row {first}")
+            raise FastMTPError(f"{flag} {source.spec}: the first row {first}")
     return sources
 
 
@@ -150,22 +151,18 @@ def _text(content: Any) -> str:
     raise BadRowError("has a message whose content is no text")
 
 
-def _file_rows(spec: str, path: Path) -> Any:
-    """Return a function that iterates over the rows of a file."""
+def _file_rows(given: str, path: Path) -> Any:
+    """Return a function that iterates over the rows of a file; `given` begins the errors."""
     readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
     if not path.is_file():
-        raise FastMTPError(
-            f"--prompts {spec}: no such file; data sets are named as {_DATASETS}NAME"
-        )
+        raise FastMTPError(f"{given}: no such file; data sets are named as {_DATASETS}NAME")
     if path.suffix not in readers:
-        raise FastMTPError(
-            f"--prompts {spec}: give a file of {', '.join(readers)}, or {_DATASETS}NAME"
-        )
+        raise FastMTPError(f"{given}: give a file of {', '.join(readers)}, or {_DATASETS}NAME")
     reader = readers[path.suffix]
-    return lambda: reader(spec, path)
+    return lambda: reader(given, path)
 
 
-def _jsonl(spec: str, path: Path) -> Iterator[Any]:
+def _jsonl(given: str, path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -173,35 +170,33 @@ def _jsonl(spec: str, path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise FastMTPError(
-                    f"--prompts {spec}: line {number} is not valid JSON ({error})"
-                ) from error
+                raise FastMTPError(f"{given}: line {number} is not valid JSON ({error})") from error
 
 
-def _json(spec: str, path: Path) -> Iterator[Any]:
+def _json(given: str, path: Path) -> Iterator[Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise FastMTPError(f"--prompts {spec}: not valid JSON ({error})") from error
+        raise FastMTPError(f"{given}: not valid JSON ({error})") from error
     if not isinstance(content, list):
-        raise FastMTPError(f"--prompts {spec}: must hold a list of conversations")
+        raise FastMTPError(f"{given}: must hold a list of conversations")
     yield from content
 
 
-def _parquet(spec: str, path: Path) -> Iterator[Any]:
+def _parquet(given: str, path: Path) -> Iterator[Any]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise FastMTPError(
-            f"--prompts {spec}: Parquet needs pyarrow; run `pip install 'fastmtp-sglang[train]'`"
+            f"{given}: Parquet needs pyarrow; run `pip install 'fastmtp-sglang[train]'`"
         ) from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
-        raise FastMTPError(f"--prompts {spec}: not a Parquet file ({error})") from error
+        raise FastMTPError(f"{given}: not a Parquet file ({error})") from error
 
 
 def _not_tokenized(text: str) -> list[int]:

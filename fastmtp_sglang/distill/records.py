@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastmtp_sglang.errors import FastMTPError
 
+# In the folder that `fastmtp distill` fills.
+MANIFEST = "manifest.json"
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -103,9 +106,11 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_file():
             files.append(path)
             continue
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+        # A folder of `fastmtp distill` may by now also hold a cleaned file.
+        pattern = "shard-*.jsonl" if (path / MANIFEST).is_file() else "*.jsonl"
+        found = sorted(path.glob(pattern)) if path.is_dir() else []
         if not found:
-            missing = "holds no *.jsonl files" if path.is_dir() else "does not exist"
+            missing = f"holds no finished shard ({pattern})" if path.is_dir() else "does not exist"
             raise FastMTPError(f"{path} {missing}: give what `fastmtp distill --output` wrote")
         files += found
     return files

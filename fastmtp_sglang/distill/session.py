@@ -113,7 +113,11 @@ def own_server(
     began = time.monotonic()
     with ServerProcess(path, rest, log_path=log_path, on_wait=on_wait) as server:
         say(f"SGLang is up after {time.monotonic() - began:.0f} s, log in {log_path}")
-        yield server
+        try:
+            yield server
+        except FastMTPError:
+            server.check_alive()  # its own log tells more than an endpoint that does not answer
+            raise
 
 
 async def context_length(pool: EndpointPool, target: Target) -> int:

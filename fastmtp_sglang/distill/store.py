@@ -22,12 +22,11 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
-from fastmtp_sglang.distill.records import Record, json_line, parse_record
+from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
 from fastmtp_sglang.distill.settings import Settings, differences
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.vocabulary.atomic import write_atomically
 
-_MANIFEST = "manifest.json"
 _PROMPTS = "prompts.journal"
 _SKIPPED = "skipped.journal"
 
@@ -51,11 +50,12 @@ class Shard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`."""
+    """`manifest.json`; `complete` holds for `asked` conversations or rows, None for all rows."""
 
     settings: Settings
     counts: Counts
     shards: list[Shard]
+    asked: int | None = None
     complete: bool
 
 
@@ -78,13 +78,18 @@ class _Contents:
 class Store:
     """The directory, locked for one process; a context manager.
 
-    Opening it creates the directory or goes on with what it holds. Raises FastMTPError when another
+    Opening it creates the directory or goes on with what it holds. `asked` is how many
+    conversations or rows the run is for, None for all rows; it may grow from run to run. Raises FastMTPError when another
     run holds it, it was written with other settings, or a finished shard is damaged.
     """
 
-    def __init__(self, directory: Path, settings: Settings, shard_size: int) -> None:
+    def __init__(
+        self, directory: Path, settings: Settings, shard_size: int, asked: int | None
+    ) -> None:
         self.directory = directory
+        self.is_complete = False  # known once it is entered: nothing is left to ask
         self._settings = settings
+        self._asked = asked
         self._shard_size = shard_size
         self._contents = _Contents()
         self._shards: list[Shard] = []
@@ -103,7 +108,7 @@ class Store:
             self._lock(stack)
             self._check_settings()
             self._recover(stack)
-            self._write_manifest(complete=False)
+            self._write_manifest(complete=self.is_complete)
             self._stack = stack.pop_all()
         return self
 
@@ -222,10 +227,14 @@ class Store:
 
     def _write_manifest(self, *, complete: bool) -> None:
         manifest = Manifest(
-            settings=self._settings, counts=self.counts, shards=self._shards, complete=complete
+            settings=self._settings,
+            counts=self.counts,
+            shards=self._shards,
+            asked=self._asked,
+            complete=complete,
         )
         text = manifest.model_dump_json(indent=2) + "\n"
-        write_atomically(self.directory / _MANIFEST, text.encode())
+        write_atomically(self.directory / MANIFEST, text.encode())
 
     def _shard_path(self, number: int, *, finished: bool) -> Path:
         return self.directory / f"shard-{number:05d}.{'jsonl' if finished else 'journal'}"
@@ -241,12 +250,12 @@ class Store:
             ) from None
 
     def _check_settings(self) -> None:
-        path = self.directory / _MANIFEST
+        path = self.directory / MANIFEST
         if not path.is_file():
             strangers = [file.name for file in self.directory.iterdir() if file.name != ".lock"]
             if strangers:
                 raise FastMTPError(
-                    f"--output {self.directory}: holds {sorted(strangers)[0]} and no {_MANIFEST}, "
+                    f"--output {self.directory}: holds {sorted(strangers)[0]} and no {MANIFEST}, "
                     "so it is not a directory of `fastmtp distill`; give a new or an empty one"
                 )
             return
@@ -256,11 +265,12 @@ class Store:
                 f"--output {self.directory}: was written with other arguments: "
                 f"{'; '.join(changed)}. Give the same ones to go on, or another directory"
             )
+        self.is_complete = manifest.complete and manifest.asked == self._asked
 
     def _recover(self, stack: contextlib.ExitStack) -> None:
         """Read everything back, cutting torn lines off the journals."""
         known = {}
-        if (self.directory / _MANIFEST).is_file():
+        if (self.directory / MANIFEST).is_file():
             known = {shard.name: shard for shard in read_manifest(self.directory).shards}
         while (path := self._shard_path(len(self._shards), finished=True)).is_file():
             records = self._read_shard(path)
@@ -293,7 +303,7 @@ class Store:
 
 def read_manifest(directory: Path) -> Manifest:
     """Read `manifest.json`; raises FastMTPError when it is missing or no manifest."""
-    path = directory / _MANIFEST
+    path = directory / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

@@ -1,0 +1,263 @@
+"""`fastmtp data`: prepare distillation data for training."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastmtp_sglang.errors import FastMTPError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
+    from fastmtp_sglang.distill.clean import CleanReport, Tally
+    from fastmtp_sglang.distill.records import Record
+    from fastmtp_sglang.vocabulary.target import Target
+
+app = typer.Typer(
+    help="Prepare distillation data for training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+# Where a template may open the reasoning: `<|im_start|>assistant\n<think>\n`.
+_PROMPT_END_TOKENS = 16
+
+
+@app.callback()
+def data() -> None:
+    """Prepare distillation data for training."""
+
+
+@app.command()
+def clean(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN...", help="Folders or files of `fastmtp distill`.")
+    ],
+    output: Annotated[Path, typer.Option(help="File to write, .jsonl; a report beside it.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Target, for its tokenizer. Default: the one that the records name."),
+    ] = None,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Shortest answer.")] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: any.")
+    ] = None,
+    max_repetition: Annotated[
+        float, typer.Option(help="Largest share of an answer's n-grams that it said before.")
+    ] = 0.4,
+    ngram: Annotated[int, typer.Option(min=2, help="Tokens of an n-gram.")] = 8,
+    keep_truncated: Annotated[
+        bool,
+        typer.Option("--keep-truncated/--drop-truncated", help="Answers that were cut by length."),
+    ] = True,
+    dedup: Annotated[
+        bool, typer.Option("--dedup/--no-dedup", help="Drop near duplicates (MinHash).")
+    ] = True,
+    threshold: Annotated[
+        float, typer.Option(help="Similarity from which two texts are near duplicates.")
+    ] = 0.8,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Prompts of an evaluation, as `distill --prompts` takes them: what quotes them is "
+            "dropped. Repeatable.",
+        ),
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE=W", help="Share of a source in the tokens, in any unit. Repeatable."
+        ),
+    ] = None,
+    total_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most answer tokens to keep. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sketches and draw.")] = 0,
+) -> None:
+    """Drop cut reasoning, repetition, lengths out of bounds and near duplicates; mix sources."""
+    weights = _weights(weight or [])
+    _check_flags(output, min_tokens, max_tokens, max_repetition, threshold)
+    from rich.console import Console
+
+    from fastmtp_sglang.distill.clean import CleanOptions
+    from fastmtp_sglang.distill.clean import clean as run
+    from fastmtp_sglang.distill.language_mix import language_mix, language_table
+    from fastmtp_sglang.distill.quality import Limits
+    from fastmtp_sglang.distill.records import read_records, record_files
+    from fastmtp_sglang.vocabulary.atomic import write_atomically
+
+    files = record_files(inputs)
+    if output.resolve() in [file.resolve() for file in files]:
+        raise FastMTPError(f"--output {output}: is among the inputs; give another file")
+    console = Console()
+    target = _target(console, model, files)
+    options = CleanOptions(
+        limits=Limits(min_tokens, max_tokens, ngram, max_repetition, keep_truncated),
+        threshold=threshold if dedup else None,
+        weights=weights,
+        total_tokens=total_tokens,
+        exclude=_excluded(exclude or []),
+        seed=seed,
+    )
+    with _reading_bar(console, files) as on_progress:
+        report = run(
+            files, output, options, prompt_end=_prompt_end(target), on_progress=on_progress
+        )
+    _print_report(console, report)
+    summary = report.summary()
+    if target is not None:
+        mix = language_mix(read_records([output]), target)
+        summary["languages"] = mix
+        if mix:
+            console.print(language_table(mix))
+    summary["inputs"] = [str(file) for file in files]
+    summary["options"] = {
+        "min_tokens": min_tokens,
+        "max_tokens": max_tokens,
+        "ngram": ngram,
+        "max_repetition": max_repetition,
+        "keep_truncated": keep_truncated,
+        "threshold": options.threshold,
+        "exclude": exclude or [],
+        "weights": weights,
+        "total_tokens": total_tokens,
+        "seed": seed,
+    }
+    report_path = output.with_suffix(".report.json")
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    write_atomically(report_path, text.encode("utf-8", "replace"))
+    _say(console, f"wrote {output} and {report_path}")
+
+
+def _check_flags(
+    output: Path,
+    min_tokens: int,
+    max_tokens: int | None,
+    max_repetition: float,
+    threshold: float,
+) -> None:
+    if output.suffix != ".jsonl":
+        raise FastMTPError(f"--output {output}: must be a file that ends with .jsonl")
+    if not output.parent.is_dir():
+        raise FastMTPError(f"--output {output}: the folder {output.parent} does not exist")
+    if max_tokens is not None and max_tokens < min_tokens:
+        raise FastMTPError(f"--max-tokens {max_tokens}: is below --min-tokens {min_tokens}")
+    if not 0 <= max_repetition <= 1:
+        raise FastMTPError(
+            f"--max-repetition {max_repetition}: must be from 0 to 1 (1 drops nothing)"
+        )
+    if not 0 < threshold <= 1:
+        raise FastMTPError(f"--threshold {threshold}: must be above 0 and at most 1")
+
+
+def _weights(texts: list[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        # Infinity and nan are floats too.
+        if not name or not 0 <= value < float("inf"):
+            raise FastMTPError(f"--weight {text}: must have the form SOURCE=NUMBER, 0 or more")
+        if name in weights:
+            raise FastMTPError(f"--weight {text}: {name} is given twice")
+        weights[name] = value
+    return weights
+
+
+def _excluded(specs: list[str]) -> list[str]:
+    from fastmtp_sglang.distill.prompts import BadRowError, open_prompts
+
+    turns: list[str] = []
+    for source in open_prompts(specs, flag="--exclude"):
+        for number, row in enumerate(source.conversations()):
+            if isinstance(row, BadRowError):
+                raise FastMTPError(f"--exclude {source.spec}: row {number} {row}")
+            turns += row.turns
+    return turns
+
+
+def _target(console: "Console", model: str | None, files: list[Path]) -> "Target | None":
+    """Load the target that is given or, where it is on this machine, the one that records name."""
+    from fastmtp_sglang import smollm2
+    from fastmtp_sglang.distill.records import read_records
+    from fastmtp_sglang.vocabulary.target import load_target
+
+    if model is None:
+        first = next(read_records(files), None)
+        if first is None:
+            raise FastMTPError(f"{files[0]}: holds no records")
+        if first.model != smollm2.NAME and not Path(first.model).is_dir():
+            _say(
+                console,
+                f"the target {first.model} is not on this machine: languages are not shown, and "
+                "reasoning that the prompt opens is not seen; give --model for both",
+            )
+            return None
+        model = first.model
+    return load_target(model)
+
+
+def _prompt_end(target: "Target | None") -> "Callable[[Record], str]":
+    if target is None:
+        return lambda record: ""
+    tokenizer = target.tokenizer
+    return lambda record: tokenizer.decode(record.prompt_ids[-_PROMPT_END_TOKENS:])
+
+
+@contextlib.contextmanager
+def _reading_bar(console: "Console", files: list[Path]) -> "Iterator[Callable[[int], None]]":
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console
+    )
+    task = bar.add_task("", total=sum(file.stat().st_size for file in files))
+    with bar:
+        yield lambda position: bar.update(task, completed=position)
+
+
+def _print_report(console: "Console", report: "CleanReport") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from fastmtp_sglang.distill.clean import Tally
+
+    records = sum(tally.records for tally in report.read.values())
+    tokens = sum(tally.tokens for tally in report.read.values())
+    table = Table("", "records", "share", "answer tokens", "such as")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+
+    def row(name: str, tally: "Tally", examples: str = "", style: str = "") -> None:
+        share = f"{100 * tally.records / records:.1f} %" if records else ""
+        table.add_row(
+            Text(name),
+            f"{tally.records:,}",
+            share,
+            f"{tally.tokens:,}",
+            Text(examples),
+            style=style,
+        )
+
+    table.add_row("read", f"{records:,}", "", f"{tokens:,}")
+    for reason, tally in sorted(report.dropped.items(), key=lambda item: -item[1].records):
+        row(reason, tally, tally.examples[0])
+    table.add_section()
+    for source, tally in sorted(report.kept.items()):
+        row(f"kept of {source}", tally)
+    kept = report.kept.values()
+    row("kept", Tally(sum(t.records for t in kept), sum(t.tokens for t in kept)), style="bold")
+    console.print(table)
+
+
+def _say(console: "Console", text: str) -> None:
+    """Print a line as it is: paths may hold brackets, and are copied from the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
