@@ -200,6 +200,30 @@ def test_what_matches(other_sglang, path, parameters):
     assert other_sglang(Hook("call", f"sglang.srt.{path}", parameters)) == []
 
 
+def test_one_definition_reads_as_in_the_whole_file():
+    """The check parses only what it looks for, wherever a file of SGLang holds it."""
+    for hook in compat.HOOKS:
+        module, name = hook.path.split(":")
+        whole, part = compat._definitions(module), compat._definitions(module, name.split(".")[0])
+        assert part[name] == whole[name], hook.path
+    memory_pool = "sglang.srt.mem_cache.memory_pool"
+    part = compat._definitions(memory_pool, "MHATokenToKVPool")
+    assert len(part) < len(compat._definitions(memory_pool)) / 4
+
+
+def test_a_text_in_the_first_column_does_not_end_a_definition():
+    source = (
+        'class A:\n    text = """\nlow\n"""\n    def f(self, x): ...\n\ndef g(\n    y\n): ...\n'
+    )
+    for name in ("A", "g"):
+        found = {}
+        for node in compat._parse(source, name):
+            compat._collect(node, "", found)
+        expected = {"A.f": ("x",), "g": ("y",)}
+        assert expected.items() & found.items()
+        assert all(found.get(key, value) == value for key, value in expected.items())
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "parameters", "message"),
     [

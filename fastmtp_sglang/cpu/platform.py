@@ -4,10 +4,21 @@ SGLang's own CPU engine needs a build of `sgl_kernel` that the CUDA wheel does n
 platform needs torch alone. It serves without speculation, with FASTMTP and with stock NEXTN.
 """
 
+from typing import Any
+
 import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
+
+from fastmtp_sglang.errors import FastMTPError
+
+# What asks for sampling from each request's seed. SGLang hashes the seed in a Triton kernel or in a
+# build of sgl_kernel that the CUDA wheel does not hold.
+_SEEDED = {
+    "--enable-deterministic-inference": "enable_deterministic_inference",
+    "--rl-on-policy-target": "rl_on_policy_target",
+}
 
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
 # it. On our platform the name stands for our class.
@@ -23,6 +34,20 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_device(self, device_id: int = 0) -> str:
         """The device as SGLang's arguments name it."""
         return self.device_type
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Refuse what cannot work here, with or without speculation; no default is changed.
+
+        Raises:
+            FastMTPError: sampling from seeds is asked for.
+        """
+        for flag, field in _SEEDED.items():
+            if value := getattr(server_args, field):
+                raise FastMTPError(
+                    f"{flag} {value} samples from each request's sampling_seed, for which SGLang "
+                    "has no operator on the CPU platform of fastmtp-sglang. Remove it; answers at "
+                    "temperature 0 are reproducible without."
+                )
 
     def get_default_attention_backend(self) -> str:
         """The name that `init_backend` gives to `cpu.attention.CpuAttnBackend`."""

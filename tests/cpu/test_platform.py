@@ -1,0 +1,42 @@
+"""What the CPU platform refuses at start-up.
+
+Alone: pytest tests/cpu/test_platform.py
+"""
+
+import models
+import pytest
+import torch
+from sglang.srt.server_args import ServerArgs
+
+from fastmtp_sglang import plugin
+from fastmtp_sglang.errors import FastMTPError
+
+pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="not our platform")
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return models.target(tmp_path_factory.mktemp("platform") / "target")
+
+
+@pytest.mark.parametrize("algorithm", [None, "fastmtp", "NEXTN"])
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        ({"enable_deterministic_inference": True}, "--enable-deterministic-inference True"),
+        ({"rl_on_policy_target": "fsdp"}, "--rl-on-policy-target fsdp"),
+    ],
+)
+def test_sampling_from_seeds_is_refused(target, algorithm, arguments, flag):
+    """By SGLang's own resolution of its arguments, before any weight is read."""
+    plugin.register()
+    args = ServerArgs(model_path=str(target), speculative_algorithm=algorithm, **arguments)
+    with pytest.raises(FastMTPError) as caught:
+        args.resolve_once()
+    message = str(caught.value)
+    assert message.startswith(f"{flag} samples from each request's sampling_seed")
+    assert "Remove it" in message
+
+
+def test_nothing_else_is(target):
+    ServerArgs(model_path=str(target), random_seed=7).resolve_once()
