@@ -94,6 +94,16 @@ LIMITS: tuple[Limit, ...] = (
         "Remove it, or use --speculative-algorithm eagle.",
     ),
     Limit(
+        "rl_on_policy_target",
+        f"turns on --enable-deterministic-inference, which {_NOT_YET}",
+        "Serve without --speculative-algorithm.",
+    ),
+    Limit(
+        "enable_deterministic_inference",
+        f"{_NOT_YET}: nothing shows yet that a request's sampling_seed repeats its tokens",
+        "Remove it, or serve without --speculative-algorithm.",
+    ),
+    Limit(
         "enable_lora",
         "is not supported together with FASTMTP: adapters change the target but not the head",
         "Merge the adapter into the target, or serve without --speculative-algorithm.",
