@@ -25,7 +25,7 @@ def export(
     from fastmtp_sglang.errors import FastMTPError
     from fastmtp_sglang.training.export import export_head
     from fastmtp_sglang.training.merge import merge_head
-    from fastmtp_sglang.training.run import target_directory
+    from fastmtp_sglang.training.prepare import target_directory
 
     directory = target_directory(target)
     if merge:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 CHAIN = "fastmtp_chain"
 
@@ -88,8 +87,6 @@ class ChainAttention:
                 )
             else:
                 outputs.extend(self._chain_blocks(document, queries, scaling))
-        if not outputs:
-            return query.transpose(1, 2)
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
     def _chain_blocks(
@@ -158,5 +155,3 @@ def _per_head(tensor: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 AttentionInterface.register(CHAIN, chain_attention)
-# The mask depends on documents and steps, which `ChainAttention` knows.
-AttentionMaskInterface.register(CHAIN, lambda *arguments, **options: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.checkpoint import save_head
+from fastmtp_sglang.head.config import FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.card import model_card
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
@@ -25,38 +27,64 @@ def export_head(
     target: Path,
     vocabulary: Path | None = None,
     bfloat16: bool = False,
-    recipe: dict[str, Any] | None = None,
-    metrics: dict[str, float] | None = None,
 ) -> None:
-    """Write a head directory that `--speculative-draft-model-path` serves.
+    """Write a head directory from a checkpoint of a run, or from another head directory.
 
     Args:
-        source: a checkpoint of a run, or a head directory.
+        source: has config.json and model.safetensors; its recipe and figures go along.
         out: directory to create; it must not exist.
         target: what the card calls the target.
         vocabulary: a draft vocabulary file to put beside the weights; None for the source's.
-        bfloat16: store half as many bytes; else the source's dtype.
-        recipe: configuration of the run; None for what the source has in `training.json`.
-        metrics: figures of the run; None for the source's.
+        bfloat16: store the weights in bfloat16; else in the source's dtype.
 
     Raises:
         FastMTPError: `source` is no head, or `out` exists.
     """
-    if out.exists():
-        raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
     if not (source / "config.json").is_file():
         raise FastMTPError(f"{source} holds no config.json: give a checkpoint or head directory.")
     head = FastMTPHead.from_pretrained(source, dtype=torch.bfloat16 if bfloat16 else "auto")
-    run: dict[str, Any] = {"recipe": recipe, "metrics": metrics}
-    if (source / RUN_FILE).is_file():
-        before = json.loads((source / RUN_FILE).read_text())
-        run = {key: value if value is not None else before[key] for key, value in run.items()}
     beside = source / FILE_NAME
-    listed = vocabulary or (beside if beside.is_file() else None)
-    files = {
-        "README.md": model_card(head, target, run["recipe"], run["metrics"], listed).encode(),
-        RUN_FILE: f"{json.dumps(run, indent=2)}\n".encode(),
-    }
-    if listed:
-        files[FILE_NAME] = listed.read_bytes()
+    recorded = source / RUN_FILE
+    write_head(
+        head.config,
+        head.state_dict(),
+        out,
+        target=target,
+        vocabulary=vocabulary or (beside if beside.is_file() else None),
+        run=json.loads(recorded.read_text()) if recorded.is_file() else {},
+    )
+
+
+def write_head(
+    config: FastMTPConfig,
+    weights: Mapping[str, torch.Tensor],
+    out: Path,
+    *,
+    target: Path,
+    vocabulary: Path | None,
+    run: Mapping[str, Any],
+) -> None:
+    """Write weights and configuration with card, recipe, figures and draft vocabulary.
+
+    Args:
+        config: of the head.
+        weights: the state dict of a `FastMTPHead`, all of one dtype.
+        out: directory to create; it must not exist.
+        target: what the card calls the target.
+        vocabulary: a draft vocabulary file, or None.
+        run: `recipe` and `metrics` of the training run, or nothing.
+
+    Raises:
+        FastMTPError: `out` exists.
+    """
+    if out.exists():
+        raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
+    head = FastMTPHead(config).to(next(iter(weights.values())).dtype)
+    head.load_state_dict(weights)
+    card = model_card(head, target, run.get("recipe"), run.get("metrics"), vocabulary)
+    files = {"README.md": card.encode()}
+    if run:
+        files[RUN_FILE] = f"{json.dumps(run, indent=2)}\n".encode()
+    if vocabulary:
+        files[FILE_NAME] = vocabulary.read_bytes()
     save_head(head, out, files)

@@ -35,7 +35,7 @@ def greedy_continuations(
     Returns:
         A document for each prompt, in which the continuation counts.
     """
-    request = [target.digest(), str(target.dtype), prompts, sorted(stop_ids), max_new_tokens]
+    request = [target.digest, str(target.dtype), prompts, sorted(stop_ids), max_new_tokens]
     key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
     answers = _cached(cache, key)
     if answers is None:

@@ -54,7 +54,7 @@ def store_hidden_states(
     folder.mkdir(parents=True, exist_ok=True)
     sums = _read_manifest(folder)
     total = sum(len(document.input_ids) for document in documents)
-    identity, done, names = f"{target.digest()} {target.dtype}", 0, []
+    identity, done, names = f"{target.digest} {target.dtype}", 0, []
     for group in _groups(documents):
         name = f"{_digest(group, identity)}.safetensors"
         path = folder / name

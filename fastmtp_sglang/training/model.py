@@ -68,35 +68,50 @@ class ChainHead(FastMTPHead):
             states = self._step(states, embed(ids), positions + step - 1, chain)
             yield states
 
-    def forward(self, **batch: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """Loss of a packed batch (`packing.pack`), teacher-forced.
+    def forward(  # type: ignore[override]
+        self, draft_with: OutputLayer | None = None, **batch: Any
+    ) -> dict[str, torch.Tensor]:
+        """Teacher-forced loss of a packed batch (`packing.pack`), or its free-running drafts.
+
+        Both go through `forward`, where DDP and FSDP have their hooks.
+
+        Args:
+            draft_with: draft greedily with this output layer instead of computing the loss.
+            batch: what `packing.pack` returned.
 
         Returns:
             sums: [K], loss of each step summed over its labels, differentiable.
             correct: int64 [K], labels that scored highest.
+            Or drafts: int64 [K, N], the tokens that each anchor's chain drafts.
         """
         assert self._frozen is not None, "attach() comes first"
         target, output, weights = self._frozen
-        ids, rows = batch["input_ids"], batch["rows"]
+        ids, rows, label_rows = batch["input_ids"], batch["rows"], batch["label_rows"]
+        num_steps = len(label_rows)
         hidden = batch.get("hidden_states")
         if hidden is None:
             hidden = target.packed_hidden_states(ids, batch["lengths"].tolist())
-        at_anchors = rows[batch["anchors"]]
+        trained = next(self.parameters()).dtype
+
+        def chain(next_ids: NextIds) -> Iterator[torch.Tensor]:
+            def embed(wanted: torch.Tensor) -> torch.Tensor:
+                return target.embed(wanted).to(trained)
+
+            return self.chain_states(hidden[rows].to(trained), batch, embed, next_ids, num_steps)
+
         # A chain may run past its document's last token; it has no labels there, any id will do.
         last = len(ids) - 1
+        if draft_with is not None:
+            return {"drafts": _drafts(chain, ids[(rows + 1).clamp_(max=last)], draft_with)}
+        at_anchors = rows[batch["anchors"]]
 
-        def next_ids(step: int, states: torch.Tensor | None) -> torch.Tensor:
+        def forced(step: int, states: torch.Tensor | None) -> torch.Tensor:
             start = rows if step == 1 else at_anchors
             return ids[(start + step).clamp_(max=last)]
 
-        label_rows, labels = batch["label_rows"], batch["labels"]
-        trained = next(self.parameters()).dtype
-        steps = self.chain_states(
-            hidden[rows].to(trained), batch, lambda i: target.embed(i).to(trained), next_ids,
-            len(label_rows),
-        )  # fmt: skip
+        labels = batch["labels"]
         sums, correct = chain_loss(
-            torch.stack(list(steps)),
+            torch.stack(list(chain(forced))),
             label_rows,
             output.to_local(ids[labels]),
             hidden[labels - 1] if weights.kl else None,
@@ -112,9 +127,26 @@ class ChainHead(FastMTPHead):
         positions: torch.Tensor,
         chain: ChainAttention,
     ) -> torch.Tensor:
+        # `chain` masks by itself; transformers hands a mask of four dimensions on as it is.
+        no_mask = states.new_empty(1, 1, 0, 0)
         return super().forward(
-            states.unsqueeze(0), embeddings.unsqueeze(0), positions.unsqueeze(0), chain=chain
-        )[0]
+            states.unsqueeze(0), embeddings.unsqueeze(0), positions.unsqueeze(0), no_mask,
+            chain=chain,
+        )[0]  # fmt: skip
+
+
+def _drafts(
+    chain: Callable[[NextIds], Iterator[torch.Tensor]], first_ids: torch.Tensor, output: OutputLayer
+) -> torch.Tensor:
+    """Let every chain read its own tokens; int64 [K, N]."""
+    drafts: list[torch.Tensor] = []
+
+    def drafted(step: int, states: torch.Tensor | None) -> torch.Tensor:
+        return drafts[-1] if states is not None else first_ids
+
+    for states in chain(drafted):
+        drafts.append(output.argmax(states))
+    return torch.stack(drafts)
 
 
 # transformers writes the class's name into config.json, which has to say what serves it.

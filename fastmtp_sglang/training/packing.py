@@ -19,7 +19,7 @@ class Document:
     """One token sequence.
 
     Attributes:
-        input_ids: int64 [T].
+        input_ids: int64 [T], at least one.
         counted: bool [T], the tokens whose prediction is trained.
         hidden_states: [T, D] of the target after its final norm; None where it runs online.
     """
@@ -33,7 +33,7 @@ def pack(documents: list[Document], num_steps: int) -> dict[str, torch.Tensor]:
     """Pack documents into the keyword arguments of `ChainHead.forward`.
 
     S is the number of tokens, R of step-1 rows (each document up to its last anchor), N of anchors,
-    L of labels, n of documents; documents without a label keep a length of 0 rows.
+    L of labels, n of documents; documents without a label have 0 rows.
 
     Returns:
         input_ids: int64 [S].
@@ -72,6 +72,11 @@ def pack(documents: list[Document], num_steps: int) -> dict[str, torch.Tensor]:
         start += len(document.input_ids)
         row_start += length
         anchor_start += len(own_anchors)
+    if not anchor_start:
+        # Nothing to learn here. One idle chain keeps every shape positive, and gives every
+        # parameter the gradient of zero that other ranks wait for.
+        rows, positions, anchors = ([torch.zeros(1, dtype=torch.int64)] for _ in range(3))
+        row_lengths[0] = anchor_lengths[0] = 1
     table = torch.cat(label_rows, dim=1)
     batch = {
         "input_ids": torch.cat([document.input_ids for document in documents]),

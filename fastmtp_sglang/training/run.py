@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +11,14 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.training.config import OptimizerSection, TrainConfig
-from fastmtp_sglang.training.export import export_head
-from fastmtp_sglang.training.greedy import greedy_continuations
-from fastmtp_sglang.training.hidden_states import store_hidden_states
+from fastmtp_sglang.training.export import write_head
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
-from fastmtp_sglang.training.model import ChainHead
-from fastmtp_sglang.training.packing import Document
-from fastmtp_sglang.training.records import documents, is_held_out, read_turns
+from fastmtp_sglang.training.prepare import Prepared, prepare
 from fastmtp_sglang.training.start import starting_head
-from fastmtp_sglang.training.target import FrozenTarget
 from fastmtp_sglang.training.trainer import ChainTrainer
-from fastmtp_sglang.training.validation import free_running, in_vocabulary, teacher_forced
-from fastmtp_sglang.vocabulary import target as vocabulary_target
-from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
-from fastmtp_sglang.vocabulary.required import required_ids, stop_ids, union
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that a run reads.
-
-    Attributes:
-        train: documents, with hidden states if they are stored; what the output layer cannot score
-            does not count.
-        held_out: documents with hidden states.
-        greedy: the target's greedy continuations of held-out prompts, with hidden states.
-        output: the output layer of the loss.
-        draft_output: the output layer of a draft vocabulary that validation also uses, or None.
-        vocabulary_file: the draft vocabulary that belongs to the head, or None.
-    """
-
-    target: FrozenTarget
-    train: list[Document]
-    held_out: list[Document]
-    greedy: list[Document]
-    output: OutputLayer
-    draft_output: OutputLayer | None
-    vocabulary_file: Path | None
-
-
-def target_directory(target: str) -> Path:
-    """The checkpoint directory of `--target`."""
-    return smollm2.checkpoint() if target == smollm2.NAME else Path(target)
+from fastmtp_sglang.training.validation import free_running, teacher_forced
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
@@ -103,84 +64,22 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
+    # Of FSDP's shards a whole: every rank takes part, the first one writes.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        export_head(
-            Path(trained_checkpoint(trainer)),
+        write_head(
+            head.config,
+            weights,
             head_directory,
             target=prepared.target.directory,
             vocabulary=prepared.vocabulary_file,
-            recipe=json.loads(config.model_dump_json()),
-            metrics=metrics,
+            run={"recipe": config.model_dump(mode="json"), "metrics": metrics},
         )
+    state.wait_for_everyone()
     return head_directory
 
 
-def trained_checkpoint(trainer: ChainTrainer) -> str:
-    """Save the last state as a checkpoint if it is none yet; its folder."""
-    folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    if not folder.is_dir():
-        trainer.save_model(str(folder))
-    return str(folder)
-
-
-def prepare(config: TrainConfig, state: PartialState) -> Prepared:
-    """Read the data, split it, and make what is not there yet."""
-    directory = target_directory(config.target)
-    tokens = vocabulary_target.load_target(str(directory))
-    dtype = torch.bfloat16 if config.optimizer.bf16 else None
-    target = FrozenTarget(directory, dtype=dtype, device=state.device)
-    max_length = config.data.max_length
-    turns = list(read_turns(config.data.train, tokens.tokenizer))
-    if config.validation.data:
-        held_turns = list(read_turns(config.validation.data, tokens.tokenizer))
-        held_conversations = {turn.conversation for turn in held_turns}
-    else:
-        fraction = config.validation.fraction
-        held_conversations = {
-            turn.conversation for turn in turns if is_held_out(turn.conversation, fraction)
-        }
-        held_turns = [turn for turn in turns if turn.conversation in held_conversations]
-    train_documents = documents(
-        [turn for turn in turns if turn.conversation not in held_conversations], max_length
-    )
-    if not held_turns:
-        raise FastMTPError(
-            f"no conversation of {len(train_documents)} documents is held out for validation: "
-            "give validation.data, or more validation.fraction."
-        )
-    held_documents = documents(held_turns, max_length)[: config.validation.documents]
-    # Spread over the held-out turns, whose order may follow their sources.
-    stride = max(1, len(held_turns) // config.validation.prompts)
-    prompts = [turn.prompt_ids for turn in held_turns[::stride][: config.validation.prompts]]
-    fits = max_length - config.validation.max_new_tokens
-    folder = config.data.offline or config.output
-    greedy = greedy_continuations(
-        target,
-        [prompt for prompt in prompts if len(prompt) <= fits],
-        sorted(stop_ids(tokens)),
-        config.validation.max_new_tokens,
-        folder / "greedy.json",
-    )
-    output, vocabulary_file = _output_layer(config, target, train_documents, tokens)
-    draft_output = output if output.local_ids is not None else None
-    if config.validation.draft_vocabulary:
-        draft_output = OutputLayer.restricted(
-            target.output_weight, _listed(config.validation.draft_vocabulary, tokens)
-        )
-    if config.data.offline:
-        train_documents = _stored(folder / "train", train_documents, target, state)
-    return Prepared(
-        target,
-        [in_vocabulary(document, output) for document in train_documents],
-        _stored(folder / "held_out", held_documents, target, state),
-        _stored(folder / "greedy", greedy, target, state),
-        output,
-        draft_output,
-        vocabulary_file,
-    )
-
-
-def validate(head: ChainHead, prepared: Prepared, num_steps: int) -> dict[str, float]:
+def validate(head: torch.nn.Module, prepared: Prepared, num_steps: int) -> dict[str, float]:
     """All metrics of a head; without the prefix that Trainer gives them.
 
     loss_K and teacher_K per step, accepted_K and acceptance_length of the free-running chain with
@@ -194,7 +93,7 @@ def validate(head: ChainHead, prepared: Prepared, num_steps: int) -> dict[str, f
     if prepared.draft_output is not None:
         layers["draft_"] = prepared.draft_output
     for prefix, output in layers.items():
-        free = free_running(head, prepared.greedy, prepared.target, output, num_steps)
+        free = free_running(head, prepared.greedy, output, num_steps)
         metrics |= {
             f"{prefix}accepted_{step}": share for step, share in enumerate(free.accepted, 1)
         }
@@ -253,35 +152,3 @@ def _documents_per_forward(optimizer: OptimizerSection, world_size: int) -> int:
             "micro-batch of a step would be left out."
         )
     return per_forward
-
-
-def _output_layer(
-    config: TrainConfig, target: FrozenTarget, train: list[Document], tokens: Any
-) -> tuple[OutputLayer, Path | None]:
-    name = config.vocabulary.output
-    if name == "full":
-        return OutputLayer(target.output_weight), None
-    if name == "data":
-        seen = torch.cat([document.input_ids[document.counted] for document in train]).unique()
-        needed = torch.tensor(sorted(union(required_ids(tokens))))
-        return OutputLayer.restricted(
-            target.output_weight, torch.cat((seen, needed)).unique().to(target.device)
-        ), None
-    return OutputLayer.restricted(target.output_weight, _listed(Path(name), tokens)), Path(name)
-
-
-def _listed(path: Path, tokens: Any) -> torch.Tensor:
-    """All ids of a draft vocabulary file, int64, sorted."""
-    vocabulary = DraftVocabulary.load(
-        path, vocab_size=tokens.vocab_size, tokenizer_fingerprint=tokens.fingerprint
-    )
-    return torch.cat(list(vocabulary.ids.values())).unique()
-
-
-def _stored(
-    folder: Path, plain: list[Document], target: FrozenTarget, state: PartialState
-) -> list[Document]:
-    def progress(done: int, total: int) -> None:
-        state.print(f"hidden states in {folder}: {done:,} of {total:,} tokens", flush=True)
-
-    return store_hidden_states(folder, plain, target, progress)

@@ -19,31 +19,31 @@ from fastmtp_sglang.training.loss import step_weights
 from fastmtp_sglang.training.model import ChainHead
 from fastmtp_sglang.training.packing import Document, pack
 
-Validate = Callable[[ChainHead], dict[str, float]]
+Validate = Callable[[torch.nn.Module], dict[str, float]]
 
 
 class Documents(Dataset):
-    """Documents, and empty ones up to a multiple of `multiple`.
+    """Documents, and idle ones up to a multiple of `multiple`.
 
-    Ranks and micro-batches then come out even without a document being seen twice: an empty one has
-    no labels and adds nothing to loss or gradient.
+    Ranks and micro-batches then come out even without a document being seen twice: an idle one has
+    one token and no label, and adds nothing to loss or gradient.
     """
 
     def __init__(self, documents: Sequence[Document], multiple: int = 1) -> None:
         self._documents = documents
         self._length = -(-len(documents) // multiple) * multiple
         first = documents[0]
-        self._empty = Document(
-            first.input_ids[:0],
-            first.counted[:0],
-            None if first.hidden_states is None else first.hidden_states[:0],
+        self._idle = Document(
+            first.input_ids[:1],
+            torch.zeros(1, dtype=torch.bool),
+            None if first.hidden_states is None else first.hidden_states[:1],
         )
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Document:
-        return self._documents[index] if index < len(self._documents) else self._empty
+        return self._documents[index] if index < len(self._documents) else self._idle
 
 
 class ChainTrainer(Trainer):
@@ -139,7 +139,7 @@ class ChainTrainer(Trainer):
         self.model.eval()
         metrics = {
             f"{metric_key_prefix}_{name}": value
-            for name, value in self._validate(self.model).items()
+            for name, value in self._validate(self._whole_model()).items()
         }
         self.model.train()
         self.log(metrics)
@@ -148,6 +148,10 @@ class ChainTrainer(Trainer):
         )
         self._since += time.monotonic() - begin
         return metrics
+
+    def _whole_model(self) -> torch.nn.Module:
+        """What to call: FSDP's wrapper holds the only whole parameters."""
+        return self.model_wrapped if self.is_fsdp_enabled else self.model
 
     def _reset_window(self) -> None:
         steps = len(self._weights)

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fastmtp_sglang.training.loss import OutputLayer
-from fastmtp_sglang.training.model import ChainHead
 from fastmtp_sglang.training.packing import Document, pack
-from fastmtp_sglang.training.target import FrozenTarget
 
 _DOCUMENTS_PER_FORWARD = 16
 
@@ -50,15 +48,15 @@ class TeacherForced:
 
 @torch.no_grad()
 def teacher_forced(
-    head: ChainHead, documents: list[Document], output: OutputLayer, num_steps: int
+    head: torch.nn.Module, documents: list[Document], output: OutputLayer, num_steps: int
 ) -> TeacherForced:
-    """Measure on text, with the frozen parts and the loss that are attached to the head."""
+    """Measure on text. `head` is a `ChainHead`, maybe wrapped; `output` is what it trains with."""
     sums = torch.zeros(num_steps, dtype=torch.float64)
     correct, counts, everything = torch.zeros(3, num_steps, dtype=torch.int64)
     for group in _batches(documents):
         everything += pack(group, num_steps)["counts"]
         batch = pack([in_vocabulary(document, output) for document in group], num_steps)
-        found = head(**_to(batch, head.device))
+        found = head(**_to(batch, output.weight.device))
         sums += found["sums"].cpu()
         correct += found["correct"].cpu()
         counts += batch["counts"]
@@ -69,16 +67,13 @@ def teacher_forced(
 
 @torch.no_grad()
 def free_running(
-    head: ChainHead,
-    documents: list[Document],
-    target: FrozenTarget,
-    output: OutputLayer,
-    num_steps: int,
+    head: torch.nn.Module, documents: list[Document], output: OutputLayer, num_steps: int
 ) -> FreeRunning:
-    """Walk over greedy continuations (`greedy.greedy_continuations`, with hidden states)."""
+    """Walk over greedy continuations (`greedy.greedy_continuations`), drafting with `output`."""
     lengths: list[int] = []
     for group in _batches(documents):
-        matches = draft_matches(head, group, target, output, num_steps)
+        batch = _to(pack(group, num_steps), output.weight.device)
+        matches = leading_matches(batch, head(draft_with=output, **batch)["drafts"])
         for document, accepted in zip(group, matches, strict=True):
             lengths += walk(document, accepted, num_steps)
     accepted_lengths = torch.tensor(lengths, dtype=torch.int64)
@@ -89,46 +84,24 @@ def free_running(
     return FreeRunning(shares, 1 + sum(shares), len(lengths))
 
 
-def draft_matches(
-    head: ChainHead,
-    group: list[Document],
-    target: FrozenTarget,
-    output: OutputLayer,
-    num_steps: int,
-) -> list[dict[int, int]]:
-    """Draft at every anchor; for each document: position of the anchor -> leading correct tokens.
+def leading_matches(batch: dict[str, torch.Tensor], drafts: torch.Tensor) -> list[dict[int, int]]:
+    """For each document: position of an anchor -> how many of its first drafts are the text's.
 
-    Tokens past the end of a document count as wrong.
+    Args:
+        batch: of `packing.pack`.
+        drafts: int64 [K, N]; tokens past the end of a document count as wrong.
     """
-    batch = _to(pack(group, num_steps), head.device)
     ids, anchors = batch["input_ids"], batch["rows"][batch["anchors"]]
-    lengths = batch["lengths"]
-    ends = lengths.cumsum(0).repeat_interleave(batch["anchor_lengths"])
-    alive = torch.ones_like(anchors, dtype=torch.bool)
-    leading = torch.zeros_like(anchors)
-
-    def next_ids(step: int, states: torch.Tensor | None) -> torch.Tensor:
-        return ids[batch["rows"] + 1] if states is None else output.argmax(states)
-
-    trained = head.dtype
-    chain = head.chain_states(
-        batch["hidden_states"][batch["rows"]].to(trained),
-        batch,
-        lambda i: target.embed(i).to(trained),
-        next_ids,
-        num_steps,
-    )
-    for step, states in enumerate(chain, 1):
-        labels = anchors + step + 1
-        inside = labels < ends
-        alive = alive & inside
-        alive &= output.argmax(states) == ids[labels.clamp(max=len(ids) - 1)]
-        leading += alive
+    ends = batch["lengths"].cumsum(0).repeat_interleave(batch["anchor_lengths"])
+    steps = torch.arange(1, len(drafts) + 1, device=ids.device).unsqueeze(1)
+    labels = anchors + steps + 1
+    matches = (labels < ends) & (drafts == ids[labels.clamp(max=len(ids) - 1)])
+    leading = matches.long().cumprod(0).sum(0).cpu()
     positions = batch["positions"][batch["anchors"]].cpu()
     sizes = batch["anchor_lengths"].tolist()
     return [
         dict(zip(own.tolist(), correct.tolist(), strict=True))
-        for own, correct in zip(positions.split(sizes), leading.cpu().split(sizes), strict=True)
+        for own, correct in zip(positions.split(sizes), leading.split(sizes), strict=True)
     ]
 
 
