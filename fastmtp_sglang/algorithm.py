@@ -9,6 +9,7 @@ arguments as given, `handle_server_args` with the resolved ones.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
@@ -134,6 +135,38 @@ class FastMTPAlgorithm(CustomSpecAlgo):
                 revision=server_args.speculative_draft_model_revision,
             )
         compatibility.check(server_args.model_path, target, draft_path, draft)
+        FastMTPAlgorithm._resolve_vocabulary(server_args, draft_path, target)
+
+    @staticmethod
+    def _resolve_vocabulary(server_args: Any, draft_path: str, target: Any) -> None:
+        from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+        from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+        from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
+
+        path = server_args.speculative_token_map
+        if path is None:
+            beside_head = Path(draft_path) / FILE_NAME
+            if not beside_head.is_file():
+                return
+            path = server_args.speculative_token_map = str(beside_head)
+        if server_args.enable_dp_attention:
+            raise FastMTPError(
+                f"--speculative-token-map {path} does not work with --enable-dp-attention yet: a "
+                "rank would need the languages of other ranks' requests. Remove one of the two (a "
+                f"{FILE_NAME} in the head's directory counts too)."
+            )
+        tokenizer = get_tokenizer(
+            server_args.tokenizer_path or server_args.model_path,
+            tokenizer_mode=server_args.tokenizer_mode,
+            trust_remote_code=server_args.trust_remote_code,
+            tokenizer_revision=server_args.revision,
+        )
+        DraftVocabulary.load(
+            path,
+            vocab_size=target.get_text_config().vocab_size,
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        )
 
 
 def worker_class(server_args: Any) -> type:

@@ -76,9 +76,6 @@ LIMITS: tuple[Limit, ...] = (
     ),
     Limit("speculative_accept_threshold_single", _LOSSY, "Remove it."),
     Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it."),
-    Limit(
-        "speculative_token_map", f"{_NOT_YET}: drafting scores the full vocabulary", "Remove it."
-    ),
     Limit("speculative_adaptive", _NOT_YET, "Remove it: K stays what you gave it."),
     Limit("speculative_adaptive_config", _NOT_YET, "Remove it: K stays what you gave it."),
     Limit(

@@ -1,21 +1,32 @@
 """The FASTMTP worker: SGLang's V2 worker with one shared head, drafted recursively.
 
 Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV cache are
-SGLang's. What differs is the memory: the head's embedding and lm_head are the target's tensors from
-the moment the head is loaded, before the KV pool is sized.
+SGLang's. What differs is the memory, since the head's embedding and lm_head are the target's
+tensors from the moment the head is loaded, before the KV pool is sized; and, with a draft
+vocabulary, the last layer (`draft_head`), which each request's language steers (`routing`).
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.platforms import current_platform
+from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.speculative import eagle_worker_v2
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
+
+from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
+from fastmtp_sglang.routing_log import RoutingLog
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.utils import GenerationBatchResult
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +41,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         nccl_port: int,
         target_worker: TpModelWorker,
     ) -> None:
+        self.draft_head: DraftHead | None = None
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
         # Stock SGLang shares them after it has sized the KV pool, while the head still holds copies
         # (sglang#36452: 2.5 GB that a MiMo-7B server loses for good).
@@ -40,14 +52,71 @@ class FastMTPDraftWorker(EagleDraftWorker):
         current_platform.empty_cache()
         logger.info(
             "The head shares the target's embedding and lm_head (%.1f MiB of copies freed before "
-            "the KV pool is sized); it drafts K=%d tokens over the full vocabulary.",
+            "the KV pool is sized); it drafts K=%d tokens per step.",
             max(freed, 0) / 2**20,
             self.speculative_num_steps,
         )
 
     def init_token_map(self) -> None:
         """No hot-token copy of the lm_head: drafting reads the shared one."""
-        self.hot_token_id = None
+        self.hot_token_id: NextTokenIds | None = None
+
+    def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Once request slots exist, put the draft vocabulary in place of the full one."""
+        super().alloc_memory_pool(*args, **kwargs)
+        path = get_spec().speculative_token_map
+        if path is None:
+            logger.info(
+                "Drafting over the full vocabulary: there is no --speculative-token-map, and no %s "
+                "beside the head.",
+                FILE_NAME,
+            )
+            return
+        # The main process has compared its tokenizer with the target's.
+        vocabulary = DraftVocabulary.load(
+            path,
+            vocab_size=self.target_worker.model_config.vocab_size,
+            tokenizer_fingerprint=None,
+        )
+        model = self.draft_runner.model
+        num_slots = self.req_to_token_pool.req_to_token.shape[0]
+        self.draft_head = DraftHead(vocabulary, model.lm_head, model.logits_processor, num_slots)
+        self.hot_token_id = NextTokenIds(self.draft_head)
+        self._routing_log = RoutingLog(
+            self.draft_head.router,
+            get_observability().decode_log_interval,
+            with_metrics=get_observability().enable_metrics and get_parallel().tp_rank == 0,
+        )
+        logger.info(
+            "Drafting from %s by the language of each request: %s of %d tokens.",
+            path,
+            ", ".join(f"{name} {len(ids)}" for name, ids in vocabulary.ids.items()),
+            vocabulary.vocab_size,
+        )
+
+    def draft_forward(self, forward_batch: ForwardBatch) -> Any:
+        """Draft the chain; the first token comes from the preceding draft extension."""
+        if self.draft_head is not None:
+            self.draft_head.batch = forward_batch
+        return super().draft_forward(forward_batch)
+
+    def _draft_extend_for_prefill(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self.draft_head is not None and batch.reqs:
+            slots = [request.kv.req_pool_idx for request in batch.reqs]
+            self.draft_head.router.start(slots, batch.reqs)
+        return super()._draft_extend_for_prefill(batch, *args, **kwargs)
+
+    def _draft_extend_for_decode(
+        self, batch: ScheduleBatch, batch_result: GenerationBatchResult, **kwargs: Any
+    ) -> None:
+        if self.draft_head is not None and not batch.forward_mode.is_idle():
+            self.draft_head.router.advance(
+                batch.req_pool_indices,
+                batch_result.next_token_ids.view(len(batch.req_pool_indices), -1),
+                batch_result.accept_lens,
+            )
+            self._routing_log.step()
+        super()._draft_extend_for_decode(batch, batch_result, **kwargs)
 
 
 class FastMTPWorker(EAGLEWorkerV2):

@@ -2,7 +2,8 @@
 
 `agreeing_*`: output projections scaled down, so that the next token depends almost only on the last
 token, and a head that scores exactly that: drafts are accepted most of the time without training.
-`random_*`: acceptance about 1; good for parity and refusals. All weights come from a fixed seed.
+`random_*`: acceptance about 1; good for parity and refusals. `chain_target`: text that is known in
+advance. All weights come from a fixed seed.
 """
 
 import json
@@ -54,6 +55,23 @@ def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0,
     model.save_pretrained(directory)
     for file in smollm2.checkpoint().glob("token*"):
         shutil.copy(file, directory)
+    return directory
+
+
+def chain_target(directory: Path, successor: torch.Tensor) -> Path:
+    """A target that says `successor[x]` after the token x, int64 [49152], whatever came before."""
+    target(directory, "qwen2", output_scale=0.01)
+    tensors = load_file(directory / "model.safetensors")
+    embedding = torch.nn.functional.normalize(tensors["model.embed_tokens.weight"], dim=1)
+    head = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(SEED + 3)) / 100
+    followed = successor >= 0
+    head[successor[followed]] = embedding[followed]
+    tensors |= {
+        "model.embed_tokens.weight": embedding,
+        "lm_head.weight": head,
+        "model.norm.weight": torch.ones(embedding.shape[1]),
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 

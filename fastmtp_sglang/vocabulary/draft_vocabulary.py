@@ -23,12 +23,15 @@ from fastmtp_sglang.vocabulary.id_list import check_ids
 from fastmtp_sglang.vocabulary.languages import LANGUAGES
 from fastmtp_sglang.vocabulary.scripts import Script
 
-# A head directory that holds a file of this name is served with it.
-FILE_NAME = "draft_vocabulary.safetensors"
+# A head directory that holds this file is served with it. In a folder of its own, since SGLang
+# takes every *.safetensors beside a checkpoint's config.json for weights.
+FILE_NAME = "draft_vocabulary/vocabulary.safetensors"
 FORMAT = "fastmtp-draft-vocabulary"
 FORMAT_VERSION = 1
-# The kernel's slot table has one bit a language in an int32 whose sign bit stays clear.
-MAX_LANGUAGES = 31
+# While serving, the full vocabulary is one more list: drafting from every token.
+FULL_VOCABULARY = "full"
+# The kernel's slot table has one bit a list in an int32 whose sign bit stays clear.
+MAX_LANGUAGES = 30
 
 _LANGUAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _JSON_KEYS = ("vocab_size", "languages", "scripts", "routes", "source", "coverage", "samples")
@@ -283,6 +286,10 @@ def _check_languages(languages: Sequence[str], name: str) -> None:
             raise FastMTPError(
                 f"{name}: '{language}' is no language name; use lower-case letters, digits, '-' "
                 "and '_', such as en or zh."
+            )
+        if language == FULL_VOCABULARY:
+            raise FastMTPError(
+                f"{name}: '{FULL_VOCABULARY}' is the name of the full vocabulary; choose another."
             )
 
 

@@ -9,12 +9,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import chains
 import models
 import pytest
 
 from fastmtp_sglang import smollm2
+from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.checkpoint import init_head
 from fastmtp_sglang.server_process import ServerProcess
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
 _COMMON = (
     *("--dtype", "float32", "--max-total-tokens", "30000", "--context-length", "4096"),
@@ -31,6 +34,8 @@ class Checkpoints:
     smollm2_head: Path
     mimo: Path
     mimo_head: Path
+    chains: Path
+    chains_head: Path
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +48,16 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     native = models.agreeing_head(plain, root / "native-head", noise=0.1)
     models.agreeing_head(plain, root / "mimo-head", noise=0.2)
     mimo = models.as_mimo(plain, native, root / "mimo")
-    return Checkpoints(real, root / "smollm2-head", mimo, root / "mimo-head")
+    chained = models.chain_target(root / "chains", chains.SUCCESSOR)
+    models.agreeing_head(chained, root / "chains-head")
+    # One vocabulary beside the head, where it is found without a flag; the other is a flag's.
+    beside_head = root / "chains-head" / FILE_NAME
+    beside_head.parent.mkdir()
+    chains.routed(chained).save(beside_head)
+    chains.english_only(chained).save(root / "english-only.safetensors")
+    return Checkpoints(
+        real, root / "smollm2-head", mimo, root / "mimo-head", chained, root / "chains-head"
+    )
 
 
 def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
@@ -66,6 +80,23 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
                 *("--page-size", "16"),
             ),
         ),
+        "chains": (checkpoints.chains, ()),
+        "chains-routed": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                *("--enable-metrics", "--decode-log-interval", "5"),
+            ),
+        ),
+        "chains-english-only": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                "--speculative-token-map",
+                str(checkpoints.chains.parent / "english-only.safetensors"),
+                "--disable-overlap-schedule",
+            ),
+        ),
         "mimo-nextn": (
             checkpoints.mimo,
             (
@@ -81,18 +112,24 @@ def servers(checkpoints, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     with ExitStack() as stack:
         started: dict[str, ServerProcess] = {}
+        failed: dict[str, str] = {}
 
         def url(kind: str) -> str:
+            if kind in failed:
+                pytest.fail(f"the server {kind} did not start: {failed[kind]}")
             if kind not in started:
                 model, flags = _flags(kind, checkpoints)
-                started[kind] = stack.enter_context(
-                    ServerProcess(
-                        model,
-                        [*_COMMON, *flags],
-                        env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
-                        log_path=logs / f"{kind}.log",
-                    )
+                server = ServerProcess(
+                    model,
+                    [*_COMMON, *flags],
+                    env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+                    log_path=logs / f"{kind}.log",
                 )
+                try:
+                    started[kind] = stack.enter_context(server)
+                except FastMTPError as error:
+                    failed[kind] = str(error)
+                    raise
             started[kind].check_alive()
             return started[kind].url
 

@@ -200,7 +200,8 @@ def test_a_file_with_other_script_numbers_is_refused(tmp_path: Path):
     [
         ({"ids": {}}, "lists no language"),
         ({"ids": {"EN": torch.tensor([1])}}, "'EN' is no language name"),
-        ({"ids": {f"l{i}": torch.tensor([1]) for i in range(32)}}, "32 languages, at most 31"),
+        ({"ids": {f"l{i}": torch.tensor([1]) for i in range(31)}}, "31 languages, at most 30"),
+        ({"ids": {"full": torch.tensor([1])}}, "name of the full vocabulary"),
         (
             {"token_scripts": torch.zeros(99, dtype=torch.int8)},
             r"token_scripts is torch.int8 \[99\]",
