@@ -79,7 +79,7 @@ class ChainTrainer(Trainer):
         )
         # Our loss is already normalized over the accumulated batch.
         self.loss_is_scaled_for_ga = True
-        self._weights = step_weights(beta, num_steps).float()
+        self._weights = step_weights(beta, num_steps)
         self._validate = validate
         self._reset_window()
 
@@ -105,10 +105,11 @@ class ChainTrainer(Trainer):
         """This micro-batch's share of the step's loss."""
         outputs = model(**inputs)
         assert num_items_in_batch is not None
-        scale = self._weights.to(num_items_in_batch.device) / num_items_in_batch.clamp(min=1)
+        sums = outputs["sums"]
+        scale = self._weights.to(sums) / num_items_in_batch.clamp(min=1)
         # DDP and FSDP average gradients over ranks; the shares have to be summed.
-        loss = (outputs["sums"] * scale).sum() * self.args.world_size
-        self._sums += outputs["sums"].detach().double().cpu()
+        loss = (sums * scale).sum() * self.args.world_size
+        self._sums += sums.detach().double().cpu()
         self._correct += outputs["correct"].cpu()
         self._counts += inputs["counts"].cpu()
         self._tokens += len(inputs["input_ids"])
