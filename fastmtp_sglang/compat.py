@@ -93,6 +93,31 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.__init__", _WORKER_ARGS),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_token_map", ""),
     Hook("call", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_lm_head", ""),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.alloc_memory_pool"),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.draft_forward", "forward_batch"),
+    Hook(
+        "override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_prefill", "batch"
+    ),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_decode",
+        "batch batch_result",
+    ),
+    # The draft head.
+    Hook(
+        "override",
+        "sglang.srt.layers.logits_processor:LogitsProcessor.forward",
+        "input_ids hidden_states lm_head logits_metadata",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.layers.logits_processor:LogitsProcessor._get_logits",
+        "hidden_states lm_head logits_metadata",
+    ),
+    Hook("call", "sglang.srt.distributed.parallel_state:get_tp_group", ""),
+    Hook("call", "sglang.srt.runtime_context:get_spec", ""),
+    Hook("call", "sglang.srt.runtime_context:get_observability", ""),
+    Hook("call", "sglang.srt.runtime_context:get_parallel", ""),
     Hook("read", "sglang.srt.models.registry:ModelRegistry"),
     Hook("override", "sglang.srt.models.mimo_mtp:MiMoMTP.load_weights", "weights"),
     # The CPU platform.

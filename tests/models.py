@@ -65,7 +65,7 @@ def chain_target(directory: Path, successor: torch.Tensor) -> Path:
     embedding = torch.nn.functional.normalize(tensors["model.embed_tokens.weight"], dim=1)
     head = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(SEED + 3)) / 100
     followed = successor >= 0
-    head[successor[followed]] = embedding[followed]
+    head.index_add_(0, successor[followed], embedding[followed])  # tokens may share a successor
     tensors |= {
         "model.embed_tokens.weight": embedding,
         "lm_head.weight": head,

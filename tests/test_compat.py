@@ -53,6 +53,7 @@ MODULES_WITH_SUBCLASSES = (
     "cpu.kv_pool",
     "cpu.packed_linear",
     "cpu.platform",
+    "draft_head",
     "head.native",
     "head.serving",
     "worker",

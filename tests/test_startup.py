@@ -94,7 +94,7 @@ def test_defaults(mimo):
             {"speculative_num_steps": 3, "speculative_num_draft_tokens": 8},
             "--speculative-num-draft-tokens 8 does not follow",
         ),
-        ({"speculative_token_map": "ids.pt"}, "--speculative-token-map ids.pt is not supported"),
+        ({"speculative_token_map": "ids.pt"}, "ids.pt: no such file. It is a local path"),
         ({"speculative_adaptive": True}, "--speculative-adaptive True is not supported"),
         (
             {"speculative_dflash_block_size": 16},

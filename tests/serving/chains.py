@@ -27,10 +27,7 @@ SWITCHING = range(20000, 20060)
 SUCCESSOR = torch.full((VOCAB_SIZE,), -1)
 for _cycle in CYCLES.values():
     SUCCESSOR[list(_cycle)] = torch.tensor([*_cycle[1:], _cycle[0]])
-SUCCESSOR[list(SWITCHING)] = torch.tensor([*SWITCHING[1:], CYCLES["zh"][200]])
-# Two tokens cannot share a successor: the Chinese one is entered from the English text.
-SUCCESSOR[CYCLES["zh"][199]] = CYCLES["zh"][0]
-SUCCESSOR[CYCLES["zh"][399]] = CYCLES["zh"][200]
+SUCCESSOR[list(SWITCHING)] = torch.tensor([*SWITCHING[1:], CYCLES["zh"][0]])
 
 
 def prompt(language: str, length: int = 24) -> list[int]:
