@@ -2,7 +2,8 @@
 
 Runs one `sglang.Engine` after the other on the same machine, without speculation and with FASTMTP,
 and times the worker's stages inside the scheduler process. Prints a JSON line per batch size: the
-median milliseconds of each stage, and verify / decode, the price of verification.
+median milliseconds of each stage (draft_head: the last layer of one draft step), verify / decode,
+the price of verification, and tokens/s end to end.
 
     python -m fastmtp_benchmarks.stages            # SmolLM2, K=3, batch 1 and 8
 """
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -32,36 +34,65 @@ _WARM_UP_STEPS = 5
 
 def scheduler_process(*args: Any, **kwargs: Any) -> None:
     """SGLang's scheduler process with timers; started by `Engine` in a spawned process."""
+    from sglang.srt.layers.logits_processor import LogitsProcessor
     from sglang.srt.managers.scheduler import run_scheduler_process
     from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
-    records = Path(os.environ[_RECORDS]).open("a", buffering=1)  # noqa: SIM115 (until the end)
+    from fastmtp_sglang.draft_head import DraftLogitsProcessor
+
+    timers = _Timers(Path(os.environ[_RECORDS]))
     for owner, method, stage in (
         (EagleDraftWorker, "draft", "draft"),
         (EAGLEWorkerV2, "verify", "verify"),
         (EagleDraftWorker, "_draft_extend_for_decode", "draft_extend"),
-        (TpModelWorker, "forward_batch_generation", "decode"),
     ):
-        setattr(owner, method, _timed(getattr(owner, method), stage, records))
+        timers.add(owner, method, stage, lambda _, batch: len(batch.reqs))
+    # The target's forward pass inside verify goes through the same method, without a batch.
+    timers.add(
+        TpModelWorker,
+        "forward_batch_generation",
+        "decode",
+        lambda _, batch: len(batch.reqs) if batch and batch.forward_mode.is_decode() else 0,
+    )
+    for owner in (LogitsProcessor, DraftLogitsProcessor):
+        timers.add(
+            owner,
+            "_get_logits",
+            "draft_head",
+            lambda _, hidden: len(hidden) if "draft" in timers.running else 0,
+        )
     run_scheduler_process(*args, **kwargs)
 
 
-def _timed(method: Any, stage: str, records: Any) -> Any:
-    @functools.wraps(method)
-    def timed(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        # Prefill, and the target's forward pass inside verify, go through the same method.
-        counted = batch is not None and (stage != "decode" or batch.forward_mode.is_decode())
-        rows = len(batch.reqs) if counted else 0
-        _synchronize()
-        began = time.perf_counter()
-        result = method(self, batch, *args, **kwargs)
-        _synchronize()
-        if counted:
-            records.write(json.dumps([stage, rows, time.perf_counter() - began]) + "\n")
-        return result
+class _Timers:
+    """Wraps methods so that each call appends [stage, rows, seconds] to a file."""
 
-    return timed
+    def __init__(self, path: Path) -> None:
+        self.running: list[str] = []
+        self._records = path.open("a", buffering=1)
+
+    def add(self, owner: type, name: str, stage: str, rows_of: Callable[..., int]) -> None:
+        """Time `owner.name` where `rows_of(self, first argument)` is not 0."""
+        method = getattr(owner, name)
+
+        @functools.wraps(method)
+        def timed(instance: Any, first: Any, *args: Any, **kwargs: Any) -> Any:
+            rows = rows_of(instance, first)
+            if not rows or stage in self.running:
+                return method(instance, first, *args, **kwargs)
+            self.running.append(stage)
+            _synchronize()
+            began = time.perf_counter()
+            try:
+                return method(instance, first, *args, **kwargs)
+            finally:
+                _synchronize()
+                seconds = time.perf_counter() - began
+                self.running.remove(stage)
+                self._records.write(json.dumps([stage, rows, seconds]) + "\n")
+
+        setattr(owner, name, timed)
 
 
 def _synchronize() -> None:
@@ -83,7 +114,7 @@ def measure(
         tokens: new tokens per request.
 
     Returns:
-        Batch size -> stage -> median milliseconds.
+        Batch size -> stage -> median milliseconds, and "tokens_per_second" with prefill.
     """
     from sglang.srt.entrypoints.engine import Engine
 
@@ -93,6 +124,7 @@ def measure(
     with TemporaryDirectory() as folder:
         records = Path(folder) / "records.jsonl"
         os.environ[_RECORDS] = str(records)
+        speeds = {}
         engine = TimedEngine(model_path=model, **flags)
         try:
             for size in batch_sizes:
@@ -100,20 +132,24 @@ def measure(
                 prompts = [[1000 + 64 * i + j for j in range(64)] for i in range(size)]
                 sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
                 engine.generate(input_ids=prompts, sampling_params=sampling)
+                began = time.perf_counter()
+                engine.generate(input_ids=prompts, sampling_params=sampling)
+                speeds[size] = size * tokens / (time.perf_counter() - began)
         finally:
             engine.shutdown()
         times: dict[tuple[int, str], list[float]] = defaultdict(list)
         for line in records.read_text().splitlines():
             stage, rows, seconds = json.loads(line)
             times[rows, stage].append(seconds)
-    return {
-        size: {
+    result: dict[int, dict[str, float]] = {}
+    for size in batch_sizes:
+        result[size] = {
             stage: round(1000 * statistics.median(seconds[_WARM_UP_STEPS:]), 2)
             for (rows, stage), seconds in times.items()
             if rows == size and len(seconds) > _WARM_UP_STEPS
         }
-        for size in batch_sizes
-    }
+        result[size]["tokens_per_second"] = round(speeds[size], 2)
+    return result
 
 
 def main(
@@ -151,14 +187,19 @@ def main(
         chosen = speculation if path is None else speculation | {"speculative_token_map": str(path)}
         fastmtp = measure(model, flags | chosen, sizes, tokens)
         for size in sizes:
+            alone = dict(baseline[size])
+            with_drafts = dict(fastmtp[size])
+            speeds = {
+                "baseline": alone.pop("tokens_per_second"),
+                "fastmtp": with_drafts.pop("tokens_per_second"),
+            }
             rows.append(
                 {
                     "batch": size,
                     "vocabulary": path and path.name,
-                    "milliseconds": baseline[size] | fastmtp[size],
-                    "verify_over_decode": round(
-                        fastmtp[size]["verify"] / baseline[size]["decode"], 3
-                    ),
+                    "milliseconds": alone | with_drafts,
+                    "verify_over_decode": round(with_drafts["verify"] / alone["decode"], 3),
+                    "tokens_per_second": speeds,
                 }
             )
             print(json.dumps(rows[-1]), flush=True)

@@ -20,6 +20,7 @@ from sglang.srt.speculative import eagle_worker_v2
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
 from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
+from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.routing_log import RoutingLog
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
@@ -79,6 +80,11 @@ class FastMTPDraftWorker(EagleDraftWorker):
             tokenizer_fingerprint=None,
         )
         model = self.draft_runner.model
+        if not (hasattr(model, "lm_head") and hasattr(model, "logits_processor")):
+            raise FastMTPError(
+                f"--speculative-token-map {path} does not work with {type(model).__name__}, which "
+                "computes its logits in its own way. Serve without it."
+            )
         num_slots = self.req_to_token_pool.req_to_token.shape[0]
         self.draft_head = DraftHead(vocabulary, model.lm_head, model.logits_processor, num_slots)
         self.hot_token_id = NextTokenIds(self.draft_head)
