@@ -64,14 +64,16 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
 def save_head(head, out: Path, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
     """Write a head's directory in one rename, so that no reader ever sees half of it.
 
-    `files` go beside the weights, such as a model card.
+    `files` go beside the weights, such as a model card; a name may be a path.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         head.save_pretrained(scratch)
         for name, content in files.items():
-            (scratch / name).write_bytes(content)
+            path = scratch / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         scratch.chmod(0o755)
         os.replace(scratch, out)
     except BaseException:

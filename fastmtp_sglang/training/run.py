@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from fastmtp_sglang.errors import FastMTPError
@@ -34,15 +35,15 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     Raises:
         FastMTPError: something in the configuration, the data or the target does not fit.
     """
+    head_directory = config.output / "head"
+    if head_directory.exists():
+        raise FastMTPError(f"output {head_directory} exists already: that run is complete.")
     checkpoint = get_last_checkpoint(str(config.output)) if config.output.is_dir() else None
     if checkpoint and not resume:
         raise FastMTPError(
             f"output {config.output} holds {Path(checkpoint).name} of an earlier run: go on with "
             "--resume, or choose another folder."
         )
-    head_directory = config.output / "head"
-    if head_directory.exists():
-        raise FastMTPError(f"output {head_directory} exists already: that run is complete.")
     state = PartialState()
     # Prompts, greedy continuations and hidden states are made by one process and read by the rest.
     with state.main_process_first():
@@ -62,6 +63,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         beta=loss.beta,
         validate=lambda trained: validate(trained, prepared, config.head.num_steps),
     )
+    if state.is_main_process:
+        writer = SummaryWriter(str(config.output / "tensorboard"))
+        trainer.add_callback(TensorBoardCallback(writer))
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     # Of FSDP's shards a whole: every rank takes part, the first one writes.
@@ -118,7 +122,6 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
         every["eval_steps"] = config.validation.every
     if config.save_every:
         every["save_steps"] = config.save_every
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output / "tensorboard"))
     return TrainingArguments(
         output_dir=str(config.output),
         per_device_train_batch_size=per_forward,
@@ -136,7 +139,7 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
         seed=optimizer.seed,
         logging_steps=config.log_every,
         save_total_limit=config.keep_checkpoints,
-        report_to=["tensorboard"],
+        report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         **every,

@@ -1,0 +1,171 @@
+"""A whole run from records to a head directory, through the command line, on a tiny target.
+
+Alone: pytest tests/training/test_run.py
+"""
+
+import json
+import os
+
+import models
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fastmtp_sglang.cli import app
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.head.compatibility import check_compatible
+from fastmtp_sglang.training.config import TrainConfig
+from fastmtp_sglang.training.run import train
+
+# Ids that the records use: few, so that a handful of steps learns something.
+IDS = 40
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A target whose next token depends almost only on the last one: learnable in seconds."""
+    return models.target(tmp_path_factory.mktemp("target") / "target", output_scale=0.02)
+
+
+@pytest.fixture(scope="module")
+def records(target, tmp_path_factory):
+    """Greedy answers of the target."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(target)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(10, 10 + IDS, (40, 4), generator=generator)
+    answers = model.generate(prompts, do_sample=False, max_new_tokens=16, eos_token_id=2)[:, 4:]
+    path = tmp_path_factory.mktemp("data") / "records.jsonl"
+    with path.open("w") as file:
+        for index, (prompt, answer) in enumerate(
+            zip(prompts.tolist(), answers.tolist(), strict=True)
+        ):
+            record = {"id": f"c{index}/0", "prompt_ids": prompt, "answer_ids": answer}
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+def settings(target, records, output, **more):
+    return TrainConfig.model_validate(
+        {
+            "target": str(target),
+            "output": str(output),
+            "head": {"num_steps": 2},
+            "data": {"train": [str(records)], "max_length": 64},
+            "vocabulary": {"output": "data"},
+            "optimizer": {
+                "learning_rate": 1e-2,
+                "batch_size": 8,
+                "documents_per_forward": 4,
+                "epochs": 4,
+            },
+            "validation": {"fraction": 0.2, "max_new_tokens": 12, "prompts": 4},
+            **more,
+        }
+    )
+
+
+def evaluations(output) -> list[dict]:
+    state = max(output.glob("checkpoint-*"), key=os.path.getmtime) / "trainer_state.json"
+    return [line for line in json.loads(state.read_text())["log_history"] if "eval_loss_1" in line]
+
+
+def test_command_trains_a_head_that_serves(target, records, tmp_path):
+    config = tmp_path / "run.yaml"
+    fields = settings(target, records, tmp_path / "elsewhere").model_dump(mode="json")
+    config.write_text(json.dumps(fields))
+    output, states = tmp_path / "run", tmp_path / "states"
+    result = CliRunner().invoke(
+        app,
+        [
+            "train",
+            str(config),
+            *("--output", str(output)),
+            *("--offline", str(states)),
+            *("--set", "optimizer.seed=3"),
+        ],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    assert f"wrote {output / 'head'}" in result.output
+    check_compatible(target, output / "head")
+    assert list((output / "tensorboard").iterdir())
+    assert not (tmp_path / "elsewhere").exists()
+
+    losses = [line["eval_loss_1"] for line in evaluations(output)]
+    assert losses[-1] < losses[0]
+    run = json.loads((output / "head" / "training.json").read_text())
+    assert run["recipe"]["optimizer"]["seed"] == 3
+    assert run["metrics"]["eval_drafts"] > 0
+    card = (output / "head" / "README.md").read_text()
+    assert "accepted, full vocabulary" in card
+    assert "accepted, draft vocabulary" in card
+    assert f"learning_rate: {0.01}" in card
+
+    exported = CliRunner().invoke(
+        app,
+        [
+            "export",
+            str(output / "head"),
+            "--bf16",
+            "--out",
+            str(tmp_path / "small"),
+            *("--target", str(target)),
+        ],
+        catch_exceptions=False,
+    )
+    assert exported.exit_code == 0
+    assert "accepted, full vocabulary" in (tmp_path / "small" / "README.md").read_text()
+    with pytest.raises(FastMTPError, match="that run is complete"):
+        train(settings(target, records, output), resume=True)
+
+
+@pytest.mark.parametrize("loss", [{}, {"cross_entropy": 0.5, "kl": 0.5}], ids=["ce", "ce and kl"])
+def test_online_run_equals_offline_run(target, records, tmp_path, loss):
+    trained = {}
+    for name in ("online", "offline"):
+        config = settings(target, records, tmp_path / name, loss=loss)
+        config.optimizer.epochs = 1
+        if name == "offline":
+            config.data.offline = tmp_path / "states"
+        trained[name] = load_file(train(config) / "model.safetensors")
+    for name, tensor in trained["online"].items():
+        torch.testing.assert_close(tensor, trained["offline"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_interrupted_command_goes_on_only_when_told(target, records, tmp_path):
+    whole = settings(target, records, tmp_path / "whole")
+    whole.data.offline = tmp_path / "states"
+    expected = load_file(train(whole) / "model.safetensors")
+
+    cut = settings(target, records, tmp_path / "cut")
+    cut.data.offline = tmp_path / "states"
+    train(cut)
+    # As after a kill in the third epoch: only what was there by then.
+    steps = sorted(
+        (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
+    for path in (steps[-1], tmp_path / "cut" / "head"):
+        for file in sorted(path.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        path.rmdir()
+    with pytest.raises(FastMTPError, match=r"holds checkpoint-\d+ .*--resume"):
+        train(cut)
+    resumed = load_file(train(cut, resume=True) / "model.safetensors")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+
+
+def test_a_batch_that_does_not_divide_is_refused(target, records, tmp_path):
+    config = settings(target, records, tmp_path / "run")
+    config.optimizer.documents_per_forward = 3
+    with pytest.raises(FastMTPError, match=r"batch_size 8 is no multiple of .* 3 x 1 processes"):
+        train(config)
+
+
+def test_nothing_held_out_is_refused(target, records, tmp_path):
+    config = settings(target, records, tmp_path / "run")
+    config.validation.fraction = 0.0
+    with pytest.raises(FastMTPError, match="none of 40 turns is held out"):
+        train(config)
