@@ -65,7 +65,7 @@ def distill(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Conversations in flight.")] = 32,
     retries: Annotated[
-        int, typer.Option(min=0, help="Times a request is tried again at one endpoint.")
+        int, typer.Option(min=1, help="Times a request is tried again at one endpoint.")
     ] = 6,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer may take.")] = 3600,
     temperature: Annotated[float, typer.Option(help="Of answers.")] = 0.6,

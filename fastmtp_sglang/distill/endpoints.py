@@ -2,15 +2,15 @@
 
 The native `/generate` with `input_ids` is used, since it returns token ids. A request goes to the
 endpoint with the fewest requests in flight. What may pass (no connection, 429, 5xx) is tried again;
-an endpoint that never answers meanwhile is left out for the rest of the run; what will not pass
-(400) fails the one request; a refused key is an error at once.
+if it does not pass, one token asked of the endpoint tells who is to blame: an endpoint that does
+not give it is left out for the rest of the run, else the request has failed. What will not pass
+(400) fails the one request at once; a refused key is an error.
 """
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +22,9 @@ from fastmtp_sglang.errors import FastMTPError
 _FIRST_PAUSE = 0.5  # seconds, doubled with every retry
 _LONGEST_PAUSE = 30.0
 _CONNECT_SECONDS = 10.0
+# What says nothing about the request: a server that restarts, a queue that is full.
+_NOT_THE_REQUEST = (httpx.ConnectError.__name__, "HTTP 429", "HTTP 503")
+_MAX_ROUNDS = 20
 
 
 class RequestFailedError(Exception):
@@ -42,7 +45,6 @@ class _Endpoint:
     url: str
     alive: bool = True
     in_flight: int = 0
-    answered_at: float = field(default=float("-inf"))
 
 
 class EndpointPool:
@@ -106,8 +108,8 @@ class EndpointPool:
         or one answers in a way that makes going on pointless.
         """
         body = {"input_ids": input_ids, "sampling_params": sampling}
-        began = time.monotonic()
         attempts: dict[str, int] = {}
+        rounds = 0
         while True:
             endpoint = self._choose()
             endpoint.in_flight += 1
@@ -116,13 +118,16 @@ class EndpointPool:
             finally:
                 endpoint.in_flight -= 1
             if content is not None:
-                endpoint.answered_at = time.monotonic()
                 return _generation(endpoint.url, content, input_ids)
             tried = attempts[endpoint.url] = attempts.get(endpoint.url, 0) + 1
             if tried > self._retries:
-                if endpoint.answered_at > began:  # it answers others: the request is to blame
+                if not await self._answers(endpoint, input_ids[:1]):
+                    self._drop(endpoint, f"{tried} times {problem}")
+                elif problem.startswith(_NOT_THE_REQUEST) and rounds < _MAX_ROUNDS:
+                    rounds += 1
+                    attempts[endpoint.url] = 0  # it has just come back, or has room again
+                else:  # it answers others: the request is to blame
                     raise RequestFailedError(f"{tried} times {problem}")
-                self._drop(endpoint, f"{tried} times {problem}")
                 continue
             pause = min(_LONGEST_PAUSE, self._pause * 2 ** (tried - 1))
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -148,6 +153,15 @@ class EndpointPool:
                 raise RequestFailedError(message)
             return None, message
         return content, ""
+
+    async def _answers(self, endpoint: _Endpoint, input_ids: list[int]) -> bool:
+        """Tell whether an endpoint generates one token after the first one of a prompt."""
+        body = {"input_ids": input_ids, "sampling_params": {"max_new_tokens": 1}}
+        try:
+            content, _ = await self._post(endpoint, body)
+        except RequestFailedError:
+            return False
+        return content is not None
 
     async def _get(self, endpoint: _Endpoint, path: str) -> dict[str, Any]:
         response = await self._client.get(f"{endpoint.url}{path}")

@@ -44,7 +44,8 @@ class PromptSource:
     """
 
     def __init__(self, spec: str, flag: str) -> None:
-        named = None if spec.startswith(_DATASETS) else _NAMED.fullmatch(spec)
+        is_plain = spec.startswith(_DATASETS) or Path(spec).is_file()  # run=1/prompts.jsonl
+        named = None if is_plain else _NAMED.fullmatch(spec)
         place = named[2] if named else spec
         self.spec = spec
         self._column: str | None = None

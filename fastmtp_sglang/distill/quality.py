@@ -54,7 +54,8 @@ def problem(record: Record, limits: Limits, prompt_end: str = "") -> str | None:
         return "too long"
     if reasoning_is_open(record.answer, prompt_end):
         return "reasoning without an end"
-    if ends_in_loop(ids):
+    # An answer may come to an end after all: the stop token is no way out of a loop.
+    if ends_in_loop(ids[:-1] if record.finish_reason == "stop" else ids):
         return "ends in a loop"
     if len(ids) >= _MIN_REPETITION_TOKENS and repeated_share(ids, limits.ngram) > (
         limits.max_repetition

@@ -79,8 +79,9 @@ class Store:
     """The directory, locked for one process; a context manager.
 
     Opening it creates the directory or goes on with what it holds. `asked` is how many
-    conversations or rows the run is for, None for all rows; it may grow from run to run. Raises FastMTPError when another
-    run holds it, it was written with other settings, or a finished shard is damaged.
+    conversations or rows the run is for, None for all rows; it may grow from run to run. Raises
+    FastMTPError when another run holds it, it was written with other settings, or a finished shard
+    is damaged.
     """
 
     def __init__(

@@ -1,0 +1,117 @@
+"""Prompts: the template applied once, BOS once, and where the target may write the user's words.
+
+Alone: pytest tests/distill/test_chat.py
+"""
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from fastmtp_sglang import smollm2
+from fastmtp_sglang.distill.chat import ChatTemplate
+from fastmtp_sglang.distill.records import Message
+from fastmtp_sglang.errors import FastMTPError
+
+TALK = [
+    Message(role="user", content="Hello"),
+    Message(role="assistant", content="Hi!"),
+    Message(role="user", content="Name a fruit."),
+]
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n\n"
+    "{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n\n{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'system' %}{{ raise_exception('no system role') }}"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def tokenizer_with():
+    """The real tokenizer with another template, optionally adding BOS as Llama's does."""
+
+    def make(template: str | None, *, adds_bos: bool = False):
+        tokenizer = AutoTokenizer.from_pretrained(smollm2.checkpoint())
+        tokenizer.chat_template = template
+        if adds_bos:
+            tokenizer.bos_token = "<|endoftext|>"
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+            )
+            assert tokenizer("a")["input_ids"][0] == 0
+        return tokenizer
+
+    return make
+
+
+def test_prompt_is_what_serving_renders(chat, target):
+    expected = target.tokenizer.apply_chat_template(
+        [message.model_dump() for message in TALK], add_generation_prompt=True, return_dict=False
+    )
+    assert chat.prompt_ids(TALK) == expected
+    text = target.tokenizer.decode(expected)
+    assert text.count("<|im_start|>assistant\n") == 2
+    assert text.count("<|im_start|>system") == 1
+    assert text.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("writes_bos", [True, False])
+def test_bos_exactly_once(tokenizer_with, writes_bos):
+    template = LLAMA3 if writes_bos else LLAMA3.replace("{{ bos_token }}", "")
+    ids = ChatTemplate(tokenizer_with(template, adds_bos=True), "m").prompt_ids(TALK)
+    assert ids[0] == 0
+    assert ids.count(0) == 1
+
+
+def test_no_bos_for_a_tokenizer_that_adds_none(tokenizer_with):
+    template = LLAMA3.replace("{{ bos_token }}", "")
+    ids = ChatTemplate(tokenizer_with(template), "m").prompt_ids(TALK)
+    assert 0 not in ids
+
+
+def test_user_turn_begins_where_the_users_words_do(chat):
+    where = chat.user_turn([])
+    whole = chat.prompt_ids([Message(role="user", content="Hello")])
+    assert whole[: len(where.prefix_ids)] == where.prefix_ids
+    assert chat.text(where.prefix_ids).endswith("user\n")
+    assert where.stop_ids == [2]
+    assert where.stop_text is None
+
+
+def test_later_user_turn_holds_the_history(chat):
+    where = chat.user_turn(TALK[:2])
+    whole = chat.prompt_ids(TALK)
+    assert whole[: len(where.prefix_ids)] == where.prefix_ids
+
+
+def test_template_that_ends_a_turn_with_text(tokenizer_with):
+    where = ChatTemplate(tokenizer_with(INST), "m").user_turn([])
+    assert where.stop_ids == []
+    assert where.stop_text == "[/INST]"
+
+
+def test_control_tokens_are_seen(chat, target):
+    assert chat.has_special([10, 2])
+    assert not chat.has_special(target.encode("plain text"))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (None, "no chat template"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "where a user"),
+        ("fixed text", "where a user"),
+    ],
+)
+def test_templates_that_cannot_be_used(tokenizer_with, template, reason):
+    with pytest.raises(FastMTPError, match=reason):
+        ChatTemplate(tokenizer_with(template), "m").user_turn([])
+
+
+def test_template_that_refuses_a_role(tokenizer_with):
+    chat = ChatTemplate(tokenizer_with(INST), "m")
+    with pytest.raises(FastMTPError, match=r"refuses.*system, user.*no system role"):
+        chat.prompt_ids([Message(role="system", content="s"), TALK[0]])
