@@ -9,13 +9,15 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from rich.console import Console
 
     from fastmtp_sglang.distill.distiller import Progress
@@ -144,9 +146,6 @@ def distill(
         keep_truncated=keep_truncated,
         seed=seed,
     )
-    # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     job = Job(settings, target, chat, sources, self_prompt, limit)
     link = Link(tuple(endpoint or ()), api_key, retries, timeout, concurrency)
     with Store(output, settings, shard_size, self_prompt or limit) as store:
@@ -168,7 +167,30 @@ def _answer_all(
             server = stack.enter_context(_server(console, job, store, link, sglang_flags))
             link = dataclasses.replace(link, urls=(server.url,))
         bar = stack.enter_context(_Bar(console))
-        asyncio.run(hold(job, store, link, bar.say, bar.update))
+        try:
+            asyncio.run(_until_killed(hold(job, store, link, bar.say, bar.update)))
+        except (KeyboardInterrupt, SystemExit):
+            bar.say("stopped: what is answered is kept, the same command goes on")
+            raise
+
+
+async def _until_killed(work: "Coroutine[Any, Any, None]") -> None:
+    """Run `work`; `kill` and a closing terminal end it as Ctrl-C does, and no server is left."""
+    killed_by = []
+    task = asyncio.ensure_future(work)
+
+    def cancel(number: int) -> None:
+        killed_by.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, cancel, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if killed_by:
+            sys.exit(128 + killed_by[0])
+        raise
 
 
 def _check_flags(

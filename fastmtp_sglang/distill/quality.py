@@ -77,7 +77,9 @@ def reasoning_is_open(answer: str, prompt_end: str = "") -> bool:
 def ends_in_loop(ids: np.ndarray) -> bool:
     """Tell whether int [n] ends with one passage said again and again."""
     reversed_ids = ids[::-1]
-    for period in range(1, min(_MAX_PERIOD, len(ids) // _MIN_REPEATS) + 1):
+    longest = min(_MAX_PERIOD, len(ids) // _MIN_REPEATS)
+    # Only where the last token was said before can a loop have begun.
+    for period in np.flatnonzero(reversed_ids[1 : longest + 1] == reversed_ids[:1]) + 1:
         same = reversed_ids[:-period] == reversed_ids[period:]
         matching = int(same.argmin()) if not same.all() else len(same)
         looped = matching + period

@@ -4,6 +4,7 @@
 prompt an answer belongs to, and misbehaves as it is told: `replies` are sent before real answers.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -131,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(BrokenPipeError):  # the client was killed meanwhile
+            self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
         pass

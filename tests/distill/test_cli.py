@@ -5,6 +5,7 @@ Alone: pytest tests/distill/test_cli.py
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +80,28 @@ def test_kill_9_loses_and_repeats_nothing(endpoint, command, tmp_path, read_line
     assert len(endpoint.requests) == before  # a finished run asks nobody
     with pytest.raises(FastMTPError, match=r"--temperature, .* was .*0\.6.* and is .*0\.7"):
         app([*command, "--temperature", "0.7"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_kill_ends_the_run_and_says_how_to_go_on(endpoint, command, tmp_path, number):
+    endpoint.seconds = 0.15
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background lets its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while process.poll() is None and not answered_in(tmp_path / "out"):
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert "the same command goes on" in output
+    assert "Traceback" not in errors
+    assert invoke(*command).exit_code == 0
+    assert len(answered_in(tmp_path / "out")) == 60
 
 
 def test_summary_counts_and_shows_languages(endpoint, command):
