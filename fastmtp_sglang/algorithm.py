@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from fastmtp_sglang import limits
+from fastmtp_sglang import limits, plugin
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         Raises:
             FastMTPError: with the flag, its value, the reason and the remedy.
         """
+        plugin.announce()
         limits.refuse(server_args)
 
     def handle_server_args(self, server_args: Any) -> None:
@@ -179,6 +180,7 @@ def worker_class(server_args: Any) -> type:
     from fastmtp_sglang.head.serving import FastMTPHead
     from fastmtp_sglang.worker import FastMTPWorker
 
+    plugin.announce()
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
     ModelRegistry.models["MiMoMTP"] = MiMoMTP
     if current_platform.is_out_of_tree() and current_platform.device_type == "cpu":

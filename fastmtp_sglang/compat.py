@@ -103,6 +103,14 @@ HOOKS: tuple[Hook, ...] = (
         f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_decode",
         "batch batch_result",
     ),
+    # Requests.
+    Hook("override", "sglang.srt.sampling.sampling_params:SamplingParams.verify", "vocab_size"),
+    Hook(
+        "call",
+        "sglang.srt.plugins.hook_registry:HookRegistry.register",
+        "target hook hook_type",
+    ),
+    Hook("call", "sglang.srt.runtime_context:get_context", ""),
     # The draft head.
     Hook(
         "override",

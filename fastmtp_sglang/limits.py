@@ -106,6 +106,17 @@ LIMITS: tuple[Limit, ...] = (
         "Merge the adapter into the target, or serve without --speculative-algorithm.",
     ),
     Limit(
+        "enable_custom_logit_processor",
+        "lets requests change logits in a way that SGLang's verification ignores",
+        "Remove it, or serve without --speculative-algorithm.",
+    ),
+    Limit(
+        "tokenizer_worker_num",
+        "starts tokenizer processes in which SGLang loads no plugin, so that requests with "
+        "parameters that FASTMTP must refuse would get through",
+        "Remove it.",
+    ),
+    Limit(
         "pp_size",
         "must be 1: the head needs the target's embedding and lm_head on one pipeline stage",
         "Use tensor parallelism (--tp-size).",

@@ -12,6 +12,7 @@ from fastmtp_sglang import __version__, compat
 logger = logging.getLogger(__name__)
 
 ALGORITHM = "FASTMTP"
+_announced = False
 
 
 def register() -> None:
@@ -31,6 +32,9 @@ def register() -> None:
     if get_spec(ALGORITHM) is not None:
         return
 
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from fastmtp_sglang import request_limits
     from fastmtp_sglang.algorithm import FastMTPAlgorithm, worker_class
     from fastmtp_sglang.head.config import FastMTPConfig
 
@@ -41,8 +45,24 @@ def register() -> None:
         validate_server_args=FastMTPAlgorithm.refuse_unsupported,
         spec_class=FastMTPAlgorithm,
     )(worker_class)
-    logger.info(
-        "fastmtp-sglang %s: registered --speculative-algorithm fastmtp "
-        "(draft heads: FastMTPHead, and the target's native MTP layer)",
-        __version__,
+    HookRegistry.register(
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
+        request_limits.check,
+        HookType.AFTER,
     )
+    announce()
+
+
+def announce() -> None:
+    """Log what is registered, once per process and as soon as the process shows its log.
+
+    SGLang loads plugins before it configures logging; the algorithm calls this again when used.
+    """
+    global _announced
+    if not _announced and logger.isEnabledFor(logging.INFO):
+        _announced = True
+        logger.info(
+            "fastmtp-sglang %s: registered --speculative-algorithm fastmtp "
+            "(draft heads: FastMTPHead, and the target's native MTP layer)",
+            __version__,
+        )

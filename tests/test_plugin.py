@@ -40,12 +40,25 @@ def algorithm(registry):
     return SpeculativeAlgorithm.from_string("fastmtp")
 
 
-def test_registration(registry, caplog):
+def test_registration(registry, caplog, monkeypatch):
+    monkeypatch.setattr(plugin, "_announced", False)
     with caplog.at_level(logging.INFO, logger="fastmtp_sglang"):
         plugin.register()
     assert list(registry) == ["FASTMTP"]
     (line,) = [record.getMessage() for record in caplog.records]
     assert "registered --speculative-algorithm fastmtp" in line
+
+
+def test_the_line_waits_for_a_log_that_shows_it(algorithm, caplog, monkeypatch):
+    """SGLang loads plugins before it configures logging."""
+    monkeypatch.setattr(plugin, "_announced", False)
+    with caplog.at_level(logging.WARNING, logger="fastmtp_sglang"):
+        plugin.announce()
+    assert caplog.records == []
+    with caplog.at_level(logging.INFO, logger="fastmtp_sglang"):
+        plugin.announce()
+        plugin.announce()
+    assert len(caplog.records) == 1
 
 
 def test_registering_again_changes_and_says_nothing(algorithm, registry, caplog):

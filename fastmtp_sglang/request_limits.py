@@ -1,0 +1,83 @@
+"""What FASTMTP refuses of a single request: sampling parameters that SGLang's verification ignores
+or applies to the wrong tokens, so that answers would silently differ from the model's own.
+
+SGLang calls `check` after its own validation of each request's parameters, in the process that
+receives requests; the client gets HTTP 400 with the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+# Where SGLang 0.5.23 verifies drafts, its penalties are those from before the step, equal for all
+# K + 1 positions, and only the last token of each accepted run is added to them.
+_STALE = (
+    "is applied by SGLang's verification as of the step before, so that tokens accepted together "
+    "do not see each other"
+)
+
+
+@dataclass(frozen=True)
+class RequestLimit:
+    """One sampling parameter that is not taken with FASTMTP.
+
+    Attributes:
+        parameter: its name in SGLang's `SamplingParams`.
+        neutral: the value that asks for nothing.
+        reason: why, as the second half of a sentence.
+        when_sampling: refused only where the request samples; a greedy one does not see it.
+    """
+
+    parameter: str
+    neutral: float | None
+    reason: str
+    when_sampling: bool = False
+
+
+REQUEST_LIMITS = (
+    RequestLimit("frequency_penalty", 0.0, _STALE),
+    RequestLimit("presence_penalty", 0.0, _STALE),
+    RequestLimit("repetition_penalty", 1.0, _STALE),
+    RequestLimit("min_new_tokens", 0, _STALE),
+    RequestLimit("min_p", 0.0, "is ignored by SGLang's verification", when_sampling=True),
+    RequestLimit(
+        "sampling_seed",
+        None,
+        "is ignored by SGLang without --enable-deterministic-inference, which FASTMTP does not "
+        "support yet",
+        when_sampling=True,
+    ),
+)
+
+
+def refuse(params: SamplingParams) -> None:
+    """Check a request's sampling parameters against the table.
+
+    Raises:
+        ValueError: for the first one that is refused; SGLang answers HTTP 400.
+    """
+    # SGLang turns temperature 0 into top_k 1.
+    samples = params.top_k != 1
+    for limit in REQUEST_LIMITS:
+        value = getattr(params, limit.parameter)
+        if value != limit.neutral and (samples or not limit.when_sampling):
+            raise ValueError(
+                f"{limit.parameter} {value} {limit.reason}; with --speculative-algorithm FASTMTP "
+                "it is refused. Leave it out, or use a server without speculation."
+            )
+
+
+def check(result: None, params: SamplingParams, *args: object) -> None:
+    """Hook after `SamplingParams.verify`; does nothing in servers that do not use FASTMTP."""
+    from sglang.srt.runtime_context import get_context, get_spec
+
+    from fastmtp_sglang.plugin import ALGORITHM
+
+    if get_context().is_config_namespace_published("spec"):
+        algorithm = get_spec().speculative_algorithm
+        if algorithm is not None and algorithm.upper() == ALGORITHM:
+            refuse(params)

@@ -1,0 +1,71 @@
+"""Requests that would silently get another answer are refused, and only by FASTMTP's servers."""
+
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt import runtime_context
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from fastmtp_sglang import request_limits
+
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}
+
+
+def params(**fields) -> SamplingParams:
+    made = SamplingParams(**fields)
+    # Stop strings need a tokenizer, which nothing here does.
+    made.normalize(SimpleNamespace(encode=lambda text, **_: [0], eos_token_id=2))
+    return made
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0}, SAMPLING, {"temperature": 0, "top_p": 0.5}])
+def test_ordinary_requests_pass(fields):
+    request_limits.refuse(params(max_new_tokens=8, stop="x", **fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -0.5),
+        ("repetition_penalty", 1.1),
+        ("min_new_tokens", 3),
+    ],
+)
+@pytest.mark.parametrize("fields", [{"temperature": 0}, SAMPLING])
+def test_penalties_are_refused(name, value, fields):
+    with pytest.raises(ValueError, match=f"{name} {value} is applied .* Leave it out"):
+        request_limits.refuse(params(**{name: value}, **fields))
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_p", 0.1), ("sampling_seed", 7)])
+def test_what_only_sampling_sees_passes_in_greedy_requests(name, value):
+    request_limits.refuse(params(temperature=0, **{name: value}))
+    with pytest.raises(ValueError, match=f"{name} {value} is ignored by SGLang"):
+        request_limits.refuse(params(**{name: value}, **SAMPLING))
+
+
+def test_every_limit_names_a_parameter_and_its_default():
+    default = SamplingParams()
+    for limit in request_limits.REQUEST_LIMITS:
+        assert getattr(default, limit.parameter) == limit.neutral
+
+
+@pytest.mark.parametrize("algorithm", ["FASTMTP", "fastmtp", "EAGLE", None])
+def test_other_servers_are_left_alone(monkeypatch, algorithm):
+    spec = SimpleNamespace(speculative_algorithm=algorithm)
+    context = SimpleNamespace(is_config_namespace_published=lambda name: name == "spec")
+    monkeypatch.setattr(runtime_context, "get_spec", lambda: spec)
+    monkeypatch.setattr(runtime_context, "get_context", lambda: context)
+    refused = params(temperature=0, presence_penalty=1.0)
+    if algorithm and algorithm.upper() == "FASTMTP":
+        with pytest.raises(ValueError, match="presence_penalty"):
+            request_limits.check(None, refused, 100)
+    else:
+        request_limits.check(None, refused, 100)
+
+
+def test_nothing_is_known_outside_a_server(monkeypatch):
+    context = SimpleNamespace(is_config_namespace_published=lambda name: False)
+    monkeypatch.setattr(runtime_context, "get_context", lambda: context)
+    request_limits.check(None, params(presence_penalty=1.0), 100)
