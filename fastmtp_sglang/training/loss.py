@@ -10,6 +10,7 @@ target's distribution of a label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,13 @@ class LossWeights:
     temperature: float = 1.0
 
 
+# The signature of `chain_loss`.
+ChainLoss = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, OutputLayer, LossWeights],
+    tuple[torch.Tensor, torch.Tensor],
+]
+
+
 def step_weights(beta: float, num_steps: int) -> torch.Tensor:
     """alpha_k = beta^(k-1) / sum_j beta^(j-1) of FastMTP (arXiv 2509.18362, equation 2), [K]."""
     weights = beta ** torch.arange(num_steps, dtype=torch.float64)
@@ -103,10 +111,10 @@ def chain_loss(
         Sums [K], float32 (float64 for float64 input), differentiable with respect to `states` only,
         and int64 [K], how often the label scored highest. No label at all gives zeros.
     """
-    return _ChainLoss.apply(states, label_rows, label_ids, target_states, output, weights)
+    return _Chunked.apply(states, label_rows, label_ids, target_states, output, weights)
 
 
-class _ChainLoss(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -15,7 +15,7 @@ import torch
 from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.attention import CHAIN, ChainAttention
-from fastmtp_sglang.training.loss import LossWeights, OutputLayer, chain_loss
+from fastmtp_sglang.training.loss import ChainLoss, LossWeights, OutputLayer, chain_loss
 from fastmtp_sglang.training.target import FrozenTarget
 
 # Hidden states of the last step, or None before the first -> ids of step k's tokens (`step` counts
@@ -30,10 +30,18 @@ class ChainHead(FastMTPHead):
         super().__init__(config)
         self.block_config._attn_implementation = CHAIN
         self._frozen: tuple[FrozenTarget, OutputLayer, LossWeights] | None = None
+        self._loss: ChainLoss = chain_loss
 
-    def attach(self, target: FrozenTarget, output: OutputLayer, weights: LossWeights) -> None:
-        """Give the head what is frozen; before the first forward."""
+    def attach(
+        self,
+        target: FrozenTarget,
+        output: OutputLayer,
+        weights: LossWeights,
+        loss: ChainLoss = chain_loss,
+    ) -> None:
+        """Give the head what is frozen, and its loss; before the first forward."""
         self._frozen = (target, output, weights)
+        self._loss = loss
 
     def chain_states(
         self,
@@ -110,7 +118,7 @@ class ChainHead(FastMTPHead):
             return ids[(start + step).clamp_(max=last)]
 
         labels = batch["labels"]
-        sums, correct = chain_loss(
+        sums, correct = self._loss(
             torch.stack(list(chain(forced))),
             label_rows,
             output.to_local(ids[labels]),

@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.training.config import OptimizerSection, TrainConfig
 from fastmtp_sglang.training.export import write_head
+from fastmtp_sglang.training.liger import choose_loss
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
 from fastmtp_sglang.training.prepare import Prepared, prepare
 from fastmtp_sglang.training.start import starting_head
@@ -50,11 +51,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         prepared = prepare(config, state)
         head = starting_head(config.head.start, prepared.target.directory, config.head.num_steps)
     loss = config.loss
-    head.attach(
-        prepared.target,
-        prepared.output,
-        LossWeights(loss.cross_entropy, loss.kl, loss.kl_temperature),
-    )
+    weights = LossWeights(loss.cross_entropy, loss.kl, loss.kl_temperature)
+    function, name = choose_loss(loss, prepared.target.device)
+    state.print(f"{len(prepared.train):,} documents, {len(prepared.output.weight):,} ids, {name}")
+    head.attach(prepared.target, prepared.output, weights, function)
     trainer = ChainTrainer(
         head,
         training_arguments(config, state.num_processes),

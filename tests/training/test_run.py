@@ -17,6 +17,7 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.compatibility import check_compatible
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.run import train
+from fastmtp_sglang.training.start import native_head
 
 # Ids that the records use: few, so that a handful of steps learns something.
 IDS = 40
@@ -25,7 +26,7 @@ IDS = 40
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
     """A target whose next token depends almost only on the last one: learnable in seconds."""
-    return models.target(tmp_path_factory.mktemp("target") / "target", output_scale=0.02)
+    return models.target(tmp_path_factory.mktemp("target") / "target", "qwen2", output_scale=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +170,28 @@ def test_nothing_held_out_is_refused(target, records, tmp_path):
     config.validation.fraction = 0.0
     with pytest.raises(FastMTPError, match="none of 40 turns is held out"):
         train(config)
+
+
+def test_native_layer_is_tuned_and_merged_back(target, records, tmp_path):
+    """MiMo's layout: acceptance rises, and the merged checkpoint holds the tuned layer."""
+    head = models.agreeing_head(target, tmp_path / "noisy", noise=0.8)
+    mimo = models.as_mimo(target, head, tmp_path / "mimo")
+    config = settings(mimo, records, tmp_path / "run")
+    config.head.start = "native"
+    config.vocabulary.output = "full"
+    config.optimizer.learning_rate = 3e-3
+    config.validation.every = 2
+    trained = train(config)
+    lengths = [line["eval_acceptance_length"] for line in evaluations(tmp_path / "run")]
+    assert lengths[-1] > lengths[0] + 0.2
+
+    result = CliRunner().invoke(
+        app,
+        ["export", str(trained), "--merge", "--target", str(mimo), "--out", str(tmp_path / "new")],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    merged = native_head(tmp_path / "new").state_dict()
+    expected = load_file(trained / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
+    check_compatible(tmp_path / "new", None)
