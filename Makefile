@@ -10,8 +10,9 @@ ARGS ?=
 demo: $(BIN)/.installed
 	$(BIN)/fastmtp demo $(ARGS)
 
+# One process per core, each with one thread: the tests' servers are many and small.
 test: $(BIN)/.installed lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
