@@ -18,7 +18,7 @@ def environment() -> dict[str, Any]:
     """Return date, commit, versions and hardware; a commit with local changes ends in "+"."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

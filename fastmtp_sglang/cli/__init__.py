@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from fastmtp_sglang.cli import data, demo, distill, doctor, export, head, serve, train, vocab
+from fastmtp_sglang.cli import bench, data, demo, distill, doctor, export, head, serve, train, vocab
 from fastmtp_sglang.errors import FastMTPError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("distill")(distill.distill)
 app.command("doctor")(doctor.doctor)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(head.app, name="head")
 app.add_typer(vocab.app, name="vocab")

@@ -1,0 +1,252 @@
+"""A served endpoint as a benchmark sees it: one streamed answer at a time, timed chunk by chunk.
+
+`Endpoint` sends, times, retries and reads server-sent events; what a request and a chunk look like
+is the business of `native.py` (SGLang's own /generate) and `openai_api.py` (any OpenAI-compatible
+server). The API key goes with every request of every kind, never through a proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import httpx
+
+from fastmtp_benchmarks.records import SpecCounters
+from fastmtp_sglang.errors import FastMTPError
+
+_CONNECT_SECONDS = 10.0
+_FIRST_PAUSE = 0.5  # seconds, doubled with every retry
+_RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn and when they end.
+
+    Attributes:
+        output_length: Exactly so many tokens, end-of-sequence ignored; None for the natural end.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_new_tokens: int = 1024
+    output_length: int | None = None
+
+
+@dataclass
+class Answer:
+    """What has arrived of one answer. See `Record` for the fields that bear the same name."""
+
+    prompt_digest: str = ""
+    attempts: int = 0
+    error: str | None = None
+    text: str = ""
+    reasoning: str = ""
+    token_ids: list[int] | None = None
+    output_tokens: int | None = None
+    prompt_tokens: int | None = None
+    finish_reason: str | None = None
+    speculation: SpecCounters | None = None
+    arrivals: list[tuple[float, int | None]] = field(default_factory=list)
+
+    def arrived(self, seconds: float, tokens: int | None) -> None:
+        """Note a chunk that brought output; `tokens` of the answer so far, None if not told."""
+        if tokens is None or not self.arrivals or tokens > (self.arrivals[-1][1] or 0):
+            self.arrivals.append((seconds, tokens))
+
+
+class AnswerFailedError(Exception):
+    """One answer that did not come; `again` tells whether another attempt may help."""
+
+    def __init__(self, reason: str, *, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+class Endpoint(ABC):
+    """An async context manager that holds the connections to one server.
+
+    `timeout` is the seconds that one answer may take, `retries` how often a failed request is sent
+    again. `flag` is what errors name: the option that gave the URL.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        retries: int = 2,
+        pause: float = _FIRST_PAUSE,
+        flag: str = "--endpoint",
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        self._retries = retries
+        self._pause = pause
+        self._flag = flag
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
+            # How many requests are in flight is the load's business.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._client.aclose()
+
+    @abstractmethod
+    def _request(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> dict[str, Any]:
+        """Return the body that asks for a streamed answer."""
+
+    @abstractmethod
+    def _read(self, event: dict[str, Any], answer: Answer, seconds: float) -> None:
+        """Take one event into `answer`; raises AnswerFailedError when it tells of an error."""
+
+    @property
+    @abstractmethod
+    def _path(self) -> str: ...
+
+    @abstractmethod
+    async def describe(self) -> dict[str, Any]:
+        """Return what the server says of itself, without secrets; raises FastMTPError."""
+
+    @abstractmethod
+    async def flush(self) -> bool:
+        """Empty the prefix cache; False where the server cannot be told to."""
+
+    async def counters(self) -> SpecCounters | None:
+        """Return the server's counters since its start, where it has no counters per answer."""
+        return None
+
+    async def answer(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> Answer:
+        """Ask once, again after failures that may pass; never raises for a failed answer.
+
+        Times are of the last attempt. Raises FastMTPError when the server refuses the key or has no
+        such path: every other request would fail in the same way.
+        """
+        body = self._request(messages, sampling)
+        # Of the messages, not of the body: another kind of endpoint asks the same in other words.
+        digest = hashlib.sha256(json.dumps(list(messages)).encode()).hexdigest()[:16]
+        for attempt in range(1, self._retries + 2):
+            answer = Answer(prompt_digest=digest, attempts=attempt)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._stream(body, answer)
+                return answer
+            except TimeoutError:
+                problem = AnswerFailedError(f"no end after {self._timeout:g} s", again=False)
+            except AnswerFailedError as error:
+                problem = error
+            except httpx.HTTPError as error:
+                words = f"{type(error).__name__}: {error}".rstrip(": ")
+                problem = AnswerFailedError(words, again=True)
+            if not problem.again:
+                break
+            if attempt <= self._retries:
+                await asyncio.sleep(self._pause * 2 ** (attempt - 1))
+        return Answer(prompt_digest=digest, attempts=attempt, error=str(problem))
+
+    async def _stream(self, body: dict[str, Any], answer: Answer) -> None:
+        sent = time.perf_counter()
+        async with self._client.stream("POST", f"{self.url}{self._path}", json=body) as response:
+            if response.status_code != 200:
+                await response.aread()
+                self._refuse_misconfigured(response)
+                raise AnswerFailedError(
+                    f"HTTP {response.status_code}: {response.text[:300]}",
+                    again=response.status_code in _RETRIED_STATUS,
+                )
+            async for data in events(response.aiter_bytes()):
+                seconds = time.perf_counter() - sent
+                if data == "[DONE]":
+                    break
+                try:
+                    event = json.loads(data)
+                except ValueError as error:
+                    raise AnswerFailedError(f"not JSON: {data[:100]!r}", again=False) from error
+                if event.get("error"):
+                    raise AnswerFailedError(f"error in the stream: {event['error']}", again=True)
+                self._read(event, answer, seconds)
+        if answer.finish_reason is None:
+            raise AnswerFailedError("the stream ended before the answer did", again=True)
+        if answer.output_tokens is None:
+            if answer.token_ids is None:
+                raise AnswerFailedError(
+                    "the server tells neither usage nor token ids, so tokens cannot be counted",
+                    again=False,
+                )
+            answer.output_tokens = len(answer.token_ids)
+
+    async def _get(self, path: str) -> httpx.Response | None:
+        """Return the response, None if it is not 200; raises FastMTPError without a connection."""
+        try:
+            response = await self._client.get(f"{self.url}{path}", timeout=30.0)
+        except httpx.HTTPError as error:
+            raise FastMTPError(
+                f"{self._flag} {self.url}: no answer ({type(error).__name__}: {error}): start the "
+                "server, or correct the URL"
+            ) from error
+        if response.status_code in (401, 403):
+            self._refuse_misconfigured(response)
+        return response if response.status_code == 200 else None
+
+    def _refuse_misconfigured(self, response: httpx.Response) -> None:
+        if response.status_code in (401, 403):
+            raise FastMTPError(
+                f"--api-key: {self.url} refuses it (HTTP {response.status_code}): give the key "
+                "that the server was started with"
+            )
+        if response.status_code in (404, 405):
+            raise FastMTPError(
+                f"{self._flag} {self.url}: has no {response.request.url.path} (HTTP "
+                f"{response.status_code}: {response.text[:200]}): give another --api, or the URL "
+                "of a server that has it"
+            )
+
+
+async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Yield the data of server-sent events; comments and other fields are passed over.
+
+    Lines end in "\\n" or "\\r\\n" alone: a library's `splitlines` would also break a JSON string at
+    U+2028 or U+0085, which servers send unescaped.
+    """
+    rest = b""
+    data: list[str] = []
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" ").decode(errors="replace"))
+            elif not line and data:
+                yield "\n".join(data)
+                data = []
+    if rest.startswith(b"data:"):
+        data.append(rest[5:].strip().decode(errors="replace"))
+    if data:
+        yield "\n".join(data)

@@ -1,0 +1,136 @@
+"""The directory of a benchmark: one cell per configuration, task and load level.
+
+    requests/CELL.jsonl   a `Record` a line
+    requests/CELL.json    `CellInfo`; written last, so a cell that has one is finished
+    logs/, heads/         servers' logs; heads without the vocabulary beside them
+    summary.json, report.md, plots/
+
+A cell that was interrupted leaves nothing that counts as finished, and is measured again whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fastmtp_benchmarks.records import Record, SpecCounters
+from fastmtp_sglang.errors import FastMTPError
+
+
+class CellInfo(BaseModel):
+    """How a cell was measured.
+
+    Attributes:
+        settings: What its figures depend on; another run with the same ones need not repeat it.
+        server: What the server said of itself.
+        environment: See `environment.environment`.
+        wall_seconds: From the first request to the last answer, warm-up excluded.
+        conversations_left_out: Not begun, because of the time limit.
+        cache_flushed: Whether the prefix cache was emptied after the warm-up.
+        server_counters: Where a server counts in total only: its counters of this cell.
+        vocabulary_size: Tokens of the largest draft list; None when drafting from all tokens.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    configuration: str
+    task: str
+    concurrency: int | None
+    request_rate: float | None
+    settings: dict[str, Any]
+    server: dict[str, Any]
+    environment: dict[str, Any]
+    wall_seconds: float
+    conversations_left_out: int
+    cache_flushed: bool
+    server_counters: SpecCounters | None = None
+    vocabulary_size: int | None = None
+
+    @property
+    def level(self) -> tuple[int | None, float | None]:
+        """Concurrency and arrival rate, one of which is None."""
+        return self.concurrency, self.request_rate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell."""
+
+    info: CellInfo
+    records: list[Record]
+
+
+class Store:
+    """A benchmark's directory; created when something is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def _requests(self) -> Path:
+        return self.directory / "requests"
+
+    def info(self, name: str) -> CellInfo | None:
+        """Return how the cell `name` was measured, None if it is not finished."""
+        path = self._requests / f"{name}.json"
+        if not path.is_file():
+            return None
+        try:
+            return CellInfo.model_validate_json(path.read_text())
+        except ValidationError as error:
+            raise FastMTPError(
+                f"{path}: not written by this version of `fastmtp bench` ({error.error_count()} "
+                f"fields differ, the first: {error.errors()[0]['msg']}): remove it to measure again"
+            ) from error
+
+    def save(self, name: str, cell: Cell) -> None:
+        """Write a finished cell; the file that makes it finished comes last."""
+        self._requests.mkdir(parents=True, exist_ok=True)
+        marker = self._requests / f"{name}.json"
+        marker.unlink(missing_ok=True)
+        lines = (record.model_dump_json(exclude_defaults=True) for record in cell.records)
+        write(self._requests / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+        write(marker, cell.info.model_dump_json(indent=2) + "\n")
+
+    def cells(self) -> list[Cell]:
+        """Read all finished cells, the earliest measured first.
+
+        Raises FastMTPError when there is none.
+        """
+        found = []
+        for path in sorted(self._requests.glob("*.json")):
+            info = self.info(path.stem)
+            assert info is not None
+            lines = path.with_suffix(".jsonl").read_text().split("\n")
+            records = [Record.model_validate_json(line) for line in lines if line]
+            found.append(Cell(info, records))
+        if not found:
+            raise FastMTPError(
+                f"{self.directory}: holds no finished measurement: give a directory that "
+                "`fastmtp bench --output` has filled"
+            )
+        return sorted(found, key=lambda cell: cell.info.environment.get("date", ""))
+
+
+def cell_name(configuration: str, task: str, level: object) -> str:
+    """Return the name of a cell's files."""
+    parts = (re.sub(r"[^A-Za-z0-9+._-]+", "-", str(part)) for part in (configuration, task, level))
+    return "--".join(parts)
+
+
+def ordered(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return `found` without repetitions: the wanted ones in their order, then the others."""
+    unique = dict.fromkeys(found)
+    return [name for name in wanted if name in unique] + [n for n in unique if n not in wanted]
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,167 @@
+"""What is asked: conversations of a task, from files, from `datasets`, or of a given size.
+
+A source is one of
+
+    FILE.jsonl      `{"id"?, "task"?, "system"?, "turns"}` a line, or messages, or prompt
+    FILE.json       a list of the same, or of ShareGPT's `conversations`
+    DIRECTORY       all its .jsonl files
+    hub:NAME        a task of the paper through `datasets` (see `hub.py`)
+    datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]
+
+and may be given another task name as NAME=SOURCE. Only system messages and user turns are taken:
+the served model answers the turns itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastmtp_sglang.distill.prompts import BadRowError, parse_conversation
+from fastmtp_sglang.errors import FastMTPError
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+ -]{0,63})=(.+)", re.DOTALL)
+_DATASETS = "datasets:"
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """User turns, asked in order; `output_length` fixes the tokens of every answer."""
+
+    id: str
+    turns: tuple[str, ...]
+    system: str | None = None
+    output_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Conversations that are reported together."""
+
+    name: str
+    conversations: tuple[Conversation, ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes with whatever is asked."""
+        content = json.dumps(
+            [(c.id, c.turns, c.system, c.output_length) for c in self.conversations]
+        )
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
+    """Read tasks in the order of their first appearance.
+
+    Args:
+        sources: See the module's docstring.
+        limit: Conversations per task, the first ones; None for all.
+
+    Raises:
+        FastMTPError: A source is missing, empty or not understood, or two conversations of a task
+            share an id.
+    """
+    found: dict[str, list[Conversation]] = {}
+    for source in sources:
+        for task, conversation in _read(source):
+            members = found.setdefault(task, [])
+            if limit is None or len(members) < limit:
+                members.append(conversation)
+    tasks = []
+    for name, members in found.items():
+        ids = [member.id for member in members]
+        if repeated := next((i for i in ids if ids.count(i) > 1), None):
+            raise FastMTPError(
+                f"--task: the task {name} has two conversations with the id {repeated!r}, so their "
+                "answers could not be told apart: give each its own id, or one source a name of "
+                "its own, NAME=SOURCE"
+            )
+        tasks.append(Task(name, tuple(members)))
+    return tasks
+
+
+def _read(source: str) -> Iterator[tuple[str, Conversation]]:
+    is_plain = source.startswith((_DATASETS, HUB)) or Path(source).exists()
+    named = None if is_plain else _NAMED.fullmatch(source)
+    name, place = (named[1], named[2]) if named else (None, source)
+    if place.startswith(HUB):
+        from fastmtp_benchmarks.hub import hub_task
+
+        task = hub_task(place.removeprefix(HUB))
+        yield from ((name or task.name, member) for member in task.conversations)
+    elif place.startswith(_DATASETS):
+        from fastmtp_sglang.vocabulary.sources import DatasetSource
+
+        opened = DatasetSource(f"--task {source}", None, place.removeprefix(_DATASETS), _no_tokens)
+        rows = itertools.islice(opened.rows, _MAX_ROWS)
+        yield from _conversations(source, rows, name, Path(opened.name).name, opened.column)
+    elif Path(place).is_dir():
+        files = sorted(Path(place).glob("*.jsonl"))
+        if not files:
+            raise FastMTPError(f"--task {source}: the directory holds no .jsonl file")
+        for file in files:
+            yield from _conversations(str(file), _rows(str(file), file), name, file.stem)
+    else:
+        path = Path(place)
+        yield from _conversations(source, _rows(source, path), name, path.stem)
+
+
+# Nobody asks more of one task, and some data sets have millions of rows.
+_MAX_ROWS = 20_000
+
+
+def _conversations(
+    source: str, rows: Iterable[Any], name: str | None, stem: str, column: str | None = None
+) -> Iterator[tuple[str, Conversation]]:
+    """Yield (task, conversation); `name` wins over a row's own task, which wins over `stem`."""
+    number = -1
+    for number, row in enumerate(rows):
+        try:
+            parsed = parse_conversation(row, column)
+        except BadRowError as error:
+            raise FastMTPError(f"--task {source}: row {number + 1} {error}") from error
+        task = name or (row.get("task") if isinstance(row.get("task"), str) else None) or stem
+        given = next((row[key] for key in ("id", "question_id") if key in row), None)
+        yield (
+            task,
+            Conversation(
+                id=str(number if given is None else given),
+                turns=tuple(parsed.turns),
+                system=parsed.system,
+            ),
+        )
+    if number < 0:
+        raise FastMTPError(f"--task {source}: holds no conversation")
+
+
+def _rows(source: str, path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise FastMTPError(
+            f"--task {source}: no such file or directory; a data set is named as {_DATASETS}NAME, "
+            f"a task of the paper as {HUB}NAME"
+        )
+    if path.suffix not in (".jsonl", ".json"):
+        raise FastMTPError(f"--task {source}: give a .jsonl or a .json file, or {_DATASETS}NAME")
+    text = path.read_text()
+    try:
+        if path.suffix == ".jsonl":
+            lines = [line for line in text.split("\n") if line.strip()]
+            yield from (json.loads(line) for line in lines)
+        else:
+            content = json.loads(text)
+            if not isinstance(content, list):
+                raise FastMTPError(f"--task {source}: must hold a list of conversations")
+            yield from content
+    except ValueError as error:
+        raise FastMTPError(f"--task {source}: not valid JSON ({error})") from error
+
+
+def _no_tokens(text: str) -> list[int]:
+    raise AssertionError("conversations are tokenized by the chat template")
