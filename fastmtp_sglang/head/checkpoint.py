@@ -19,8 +19,9 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     both already turn a residual stream into what the lm_head reads. `input_proj` passes the hidden
     state on and adds the token's embedding (the identity beside the identity, each halved so that
     the sum keeps the scale), so the block starts from a stream that holds what the target knew at t
-    and the token at t + 1. The two input norms are 1. Training then starts from a
-    language model's layer instead of noise; untrained, such a head drafts little.
+    and the token at t + 1. `hidden_layernorm` undoes the weight of the target's final norm, which
+    the stream does not have yet where the copied layer reads it; `token_layernorm` is 1. Training
+    then starts from a language model's layer instead of noise; untrained, a head drafts little.
 
     Args:
         target: directory of a Llama, Qwen2 or Qwen3 checkpoint, or a hub id that is cached.
@@ -55,8 +56,13 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     head = FastMTPHead(config).to(model.dtype)
     head.block.load_state_dict(model.model.layers[-1].state_dict())
     head.final_layernorm.load_state_dict(model.model.norm.state_dict())
+    norm = model.model.norm.weight.detach().float()
+    scale = norm.abs().mean()
+    # A channel that the norm all but shuts off must not be blown up in its place.
+    undone = scale / norm.abs().clamp(min=0.1 * scale) * norm.sign()
     half = torch.eye(config.hidden_size, dtype=model.dtype) / 2
     with torch.no_grad():
+        head.hidden_layernorm.weight.copy_(undone)
         head.input_proj.weight.copy_(torch.cat((half, half), dim=1))
     save_head(head, out)
 

@@ -141,6 +141,7 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
         save_total_limit=config.keep_checkpoints,
         report_to=[],
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         **every,
     )
