@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from fastmtp_sglang import limits, plugin
+from fastmtp_sglang import limits, plugin, stops
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def worker_class(server_args: Any) -> type:
     from fastmtp_sglang.worker import FastMTPWorker
 
     plugin.announce()
+    stops.install()
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
     ModelRegistry.models["MiMoMTP"] = MiMoMTP
     if current_platform.is_out_of_tree() and current_platform.device_type == "cpu":

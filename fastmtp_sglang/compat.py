@@ -103,6 +103,33 @@ HOOKS: tuple[Hook, ...] = (
         f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_decode",
         "batch batch_result",
     ),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2._forward_prefill_batch", "batch"),
+    # Verification.
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_utils:eagle_sample",
+        "verify_input batch logits_output grammar_mask",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.sampling.penaltylib.orchestrator:BatchedPenalizerOrchestrator.__init__",
+        "vocab_size batch penalizers",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.sampling.penaltylib.orchestrator:BatchedPenalizerOrchestrator.apply",
+        "logits",
+    ),
+    Hook(
+        "read",
+        "sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer._prepare",
+        "",
+    ),
+    Hook(
+        "call",
+        "sglang.srt.sampling.penaltylib.repetition_penalty:apply_scaling_penalties",
+        "logits scaling_penalties",
+    ),
     # Requests.
     Hook("override", "sglang.srt.sampling.sampling_params:SamplingParams.verify", "vocab_size"),
     Hook(
@@ -111,6 +138,11 @@ HOOKS: tuple[Hook, ...] = (
         "target hook hook_type",
     ),
     Hook("call", "sglang.srt.runtime_context:get_context", ""),
+    Hook(
+        "override",
+        "sglang.srt.managers.schedule_batch:Req.update_finish_state",
+        "new_accepted_len",
+    ),
     # The draft head.
     Hook(
         "override",

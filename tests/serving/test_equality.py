@@ -106,6 +106,29 @@ def test_stop_token_at_every_position_of_an_accepted_run(servers, kind):
     assert_equal(stopped(kind), base)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SPECULATIVE if kind != "mimo-nextn"])
+def test_stop_strings_in_any_order(servers, kind):
+    """The first stop in the text ends it, wherever it stands in the list and in a run."""
+    prompt = "def fibonacci(n):\n    "
+    text = generate(servers("mimo"), prompt, max_new_tokens=24, ignore_eos=True).text
+    starts = range(4, len(text) - 8, max(1, len(text) // 24))
+    pairs = [[text[i + 4 : i + 7], text[i : i + 2]] for i in starts]
+    assert len(pairs) >= 16
+
+    def stopped(where: str) -> list[Answer]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(
+                pool.map(
+                    lambda stop: generate(servers(where), prompt, max_new_tokens=24, stop=stop),
+                    pairs,
+                )
+            )
+
+    base = stopped("mimo")
+    assert sum(a.finish_reason["type"] == "stop" for a in base) > 12
+    assert_equal(stopped(kind), base)
+
+
 @pytest.mark.parametrize("kind", SPECULATIVE)
 def test_every_output_length(servers, kind):
     prompt = "In 1969, the first humans"
