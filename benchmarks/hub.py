@@ -121,10 +121,11 @@ def hub_task(name: str) -> Task:
                 f"--task hub:{name}: datasets cannot load {source.arguments} "
                 f"({type(error).__name__}: {str(error).strip()[:200]}); give a local .jsonl file"
             ) from error
-        conversations += (
-            Conversation(f"{name}/{len(conversations) + i}", tuple(turns), source.system)
-            for i, turns in enumerate(taken)
-        )
+        start = len(conversations)
+        conversations += [
+            Conversation(f"{name}/{number}", tuple(turns), source.system)
+            for number, turns in enumerate(taken, start)
+        ]
     if not conversations:
         raise FastMTPError(f"--task hub:{name}: the data set has no such rows any more")
     return Task(name, tuple(conversations))

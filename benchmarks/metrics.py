@@ -10,6 +10,8 @@ between the first and the last chunk.
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,9 +101,25 @@ def inter_token_latencies(records: Records) -> list[float] | None:
             if record.seconds is not None:
                 return None
             continue
-        for (before, n), (now, m) in zip(record.arrivals, record.arrivals[1:], strict=False):
+        for (before, n), (now, m) in itertools.pairwise(record.arrivals):
             gaps += [(now - before) / (m - n)] * (m - n)
     return gaps
+
+
+def stalled_share(records: Records) -> float | None:
+    """Return the share of the decoding time that passed in gaps over ten times the median gap.
+
+    Gaps are between chunks, so they need no token counts beyond `arrivals`.
+    """
+    gaps = [
+        now - before
+        for record in records
+        for (before, _), (now, _) in itertools.pairwise(record.arrivals or ())
+    ]
+    if not gaps or not sum(gaps):
+        return None
+    longest = 10 * statistics.median(gaps)
+    return sum(gap for gap in gaps if gap > longest) / sum(gaps)
 
 
 def percentiles(values: Sequence[float] | None, scale: float = 1.0) -> dict[str, float] | None:

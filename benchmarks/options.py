@@ -43,6 +43,7 @@ class Options:
     time_limit: float | None
     retries: int
     seed: int
+    repeats: int
     rerun: bool
     tokenizer: str | None
     api_key: str | None
@@ -125,6 +126,7 @@ class Options:
             timeout=self.timeout,
             retries=self.retries,
             seed=self.seed,
+            repeats=self.repeats,
             rerun=self.rerun,
         )
 

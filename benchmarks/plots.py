@@ -70,6 +70,8 @@ def radar(rows: Sequence[Row]) -> Figure | None:
         (line,) = axes.plot([*angles, angles[0]], [*values, values[0]], label=name)
         axes.fill([*angles, angles[0]], [*values, values[0]], color=line.get_color(), alpha=0.08)
     axes.set_xticks(angles, tasks)
+    axes.tick_params(axis="x", pad=14)  # clear of the outermost line
+    axes.set_rlabel_position(math.degrees(angles[1]) / 2)  # type: ignore[attr-defined]
     axes.set_ylim(bottom=0)
     axes.set_title(f"Speedup, {rows[0].level}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.1, 1.05))
@@ -135,6 +137,7 @@ def over_concurrency(rows: Sequence[Row]) -> Figure | None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(levels, [str(level) for level in levels])
         axes.set(xlabel="conversations in flight", ylabel=label)
+        axes.set_ylim(bottom=0)
         axes.legend()
     figure.suptitle("Batch size, mean over tasks")
     return figure

@@ -15,6 +15,8 @@ from fastmtp_benchmarks.store import Cell, Store, ordered, write
 
 MEAN = "mean"
 _NOTHING = "-"
+# An idle machine stays below a few percent.
+_STALLED = 0.15
 
 
 def make_rows(cells: Sequence[Cell], baseline: str | None) -> list[Row]:
@@ -34,6 +36,7 @@ def write_report(
     baseline: str | None = "baseline",
     configurations: Sequence[str] = (),
     tasks: Sequence[str] = (),
+    plots: bool = True,
 ) -> list[Row]:
     """Write the report of all finished cells and return its rows.
 
@@ -43,6 +46,7 @@ def write_report(
         baseline: Configuration that speedups compare with.
         configurations: Their order; others follow.
         tasks: Their order; others follow.
+        plots: Whether to draw, which takes seconds.
 
     Raises:
         FastMTPError: There is no finished cell.
@@ -59,6 +63,7 @@ def write_report(
         )
     )
     rows = make_rows(cells, baseline)
+    repeats = min(cell.info.settings.get("repeats", 1) for cell in cells)
     newest = max(cells, key=lambda cell: cell.info.environment.get("date", ""))
     summary = {
         "command": command,
@@ -69,8 +74,9 @@ def write_report(
         "means": means(rows),
     }
     write(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write(directory / "report.md", markdown(rows, newest.info.environment, command))
-    draw_all(rows, directory / "plots")
+    write(directory / "report.md", markdown(rows, newest.info.environment, command, repeats))
+    if plots:
+        draw_all(rows, directory / "plots")
     return rows
 
 
@@ -109,7 +115,9 @@ def means(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(rows: Sequence[Row], environment: dict[str, Any], command: str) -> str:
+def markdown(
+    rows: Sequence[Row], environment: dict[str, Any], command: str, repeats: int = 1
+) -> str:
     """Return the report as Markdown: per level a table like the paper's, then the figures."""
     where = ", ".join([environment.get("cpu", ""), *environment.get("gpus", ())])
     versions = ", ".join(f"{n} {v}" for n, v in environment.get("versions", {}).items() if v)
@@ -129,7 +137,8 @@ def markdown(rows: Sequence[Row], environment: dict[str, Any], command: str) -> 
         "",
         "speedup: tokens per second of a request over the baseline's for the same prompts, prefill "
         "included; decode: without prefill; tau: acceptance length, tokens per verification; "
-        "brackets: 95 % bootstrap interval over conversations; -: not reported.",
+        "brackets: 95 % bootstrap interval over conversations; -: not reported."
+        + (f" Of {repeats} runs the fastest of each conversation counts." if repeats > 1 else ""),
         "",
         *_warnings(rows),
     ]
@@ -164,29 +173,33 @@ def _pair(speedup: float | None, length: float | None) -> str:
     return f"{_show(speedup, '{:.2f}x')} / {_show(length, '{:.2f}')}"
 
 
-def figures_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Return header and body of one level's table of all figures."""
-    columns: dict[str, Callable[[Row], str]] = {
-        "task": lambda r: r.task,
-        "configuration": lambda r: r.configuration,
-        "answers": lambda r: f"{r.requests - r.failed} of {r.requests}",
-        "identical": lambda r: _NOTHING if r.identical is None else f"{r.identical} of {r.pairs}",
-        "tau": lambda r: (
-            _show(r.acceptance_length, "{:.2f}") + _bracket(r.acceptance_length_interval)
-        ),
-        "accepted per step": lambda r: _show_list(r.acceptance_per_step),
-        "tokens/s": lambda r: _show(r.tokens_per_second, "{:.1f}"),
-        "tokens/s, one request": lambda r: _show(r.request_tokens_per_second, "{:.1f}"),
-        "decode only": lambda r: _show(r.decode_tokens_per_second, "{:.1f}"),
-        "speedup": lambda r: _show(r.speedup, "{:.2f}x") + _bracket(r.speedup_interval),
-        "decode speedup": lambda r: (
-            _show(r.decode_speedup, "{:.2f}x") + _bracket(r.decode_speedup_interval)
-        ),
-        "first token ms p50 / p99": lambda r: _show_percentiles(r.first_token_milliseconds),
-        "between tokens ms p50 / p99": lambda r: _show_percentiles(r.inter_token_milliseconds),
-    }
+_FIGURES: dict[str, Callable[[Row], str]] = {
+    "task": lambda r: r.task,
+    "configuration": lambda r: r.configuration,
+    "answers": lambda r: f"{r.requests - r.failed} of {r.requests}",
+    "identical": lambda r: _NOTHING if r.identical is None else f"{r.identical} of {r.pairs}",
+    "tau": lambda r: _show(r.acceptance_length, "{:.2f}") + _bracket(r.acceptance_length_interval),
+    "accepted per step": lambda r: _show_list(r.acceptance_per_step),
+    "tokens/s": lambda r: _show(r.tokens_per_second, "{:.1f}"),
+    "tokens/s, one request": lambda r: _show(r.request_tokens_per_second, "{:.1f}"),
+    "decode only": lambda r: _show(r.decode_tokens_per_second, "{:.1f}"),
+    "speedup": lambda r: _show(r.speedup, "{:.2f}x") + _bracket(r.speedup_interval),
+    "decode speedup": lambda r: (
+        _show(r.decode_speedup, "{:.2f}x") + _bracket(r.decode_speedup_interval)
+    ),
+    "first token ms p50 / p99": lambda r: _show_percentiles(r.first_token_milliseconds),
+    "between tokens ms p50 / p99": lambda r: _show_percentiles(r.inter_token_milliseconds),
+}
+# What fits a terminal.
+FEW_FIGURES = ("task", "identical", "tau", "tokens/s", "speedup", "decode speedup")
+
+
+def figures_table(
+    rows: Sequence[Row], names: Sequence[str] = tuple(_FIGURES)
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and body of one level's table of figures."""
     by_task = sorted(rows, key=lambda row: [r.task for r in rows].index(row.task))
-    return list(columns), [[show(row) for show in columns.values()] for row in by_task]
+    return list(names), [[_FIGURES[name](row) for name in names] for row in by_task]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
@@ -198,6 +211,12 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
             lines.append(f"- {where}: {count} failed: {reason}")
         if row.speedup is not None and row.speedup < 1 and not _includes_one(row.speedup_interval):
             lines.append(f"- {where}: slower than the baseline, {row.speedup:.2f}x")
+        if (row.stalled_share or 0) > _STALLED:
+            lines.append(
+                f"- {where}: {row.stalled_share:.0%} of the time between tokens passed in gaps of "
+                "more than ten times the median: other programs (or, above concurrency 1, other "
+                "requests' prompts) were in the way, and the speeds say little"
+            )
         if row.conversations_left_out:
             lines.append(
                 f"- {where}: {row.conversations_left_out} conversations left out by the time limit"

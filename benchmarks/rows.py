@@ -44,6 +44,8 @@ class Row(BaseModel):
         decode_tokens_per_second: The same from the first chunk on, without prefill.
         first_token_milliseconds: From sending to the first chunk: mean, p50, p90, p99.
         inter_token_milliseconds: Between tokens after the first chunk: mean, p50, p90, p99.
+        stalled_share: Share of the decoding time in gaps of more than ten times the median gap
+            between chunks: a sign of other programs on the machine.
         speedup: Request speed over the baseline's, for the same prompts, prefill included.
         decode_speedup: The same without prefill.
         pairs: Turns behind the speedups: the same prompt, answered by both.
@@ -77,6 +79,7 @@ class Row(BaseModel):
     decode_tokens_per_second: float | None = None
     first_token_milliseconds: dict[str, float] | None = None
     inter_token_milliseconds: dict[str, float] | None = None
+    stalled_share: float | None = None
     speedup: float | None = None
     speedup_interval: Interval | None = None
     decode_speedup: float | None = None
@@ -135,6 +138,7 @@ def make_row(cell: Cell, baseline: Cell | None) -> Row:
         decode_tokens_per_second=_rounded(metrics.decode_speed(good)),
         first_token_milliseconds=metrics.percentiles(first, 1000),
         inter_token_milliseconds=metrics.percentiles(metrics.inter_token_latencies(good), 1000),
+        stalled_share=_rounded(metrics.stalled_share(good)),
     )
     if baseline is not None:
         _compare(row, cell, baseline)

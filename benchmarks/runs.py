@@ -18,7 +18,7 @@ from fastmtp_benchmarks.configurations import BASELINE, Configuration, vocabular
 from fastmtp_benchmarks.connect import Api, connect
 from fastmtp_benchmarks.endpoint import Endpoint, Sampling
 from fastmtp_benchmarks.environment import environment
-from fastmtp_benchmarks.load import Level, press, warm_up_task
+from fastmtp_benchmarks.load import Level, Outcome, fastest, press, warm_up_task
 from fastmtp_benchmarks.records import Record, SpecCounters
 from fastmtp_benchmarks.report import write_report
 from fastmtp_benchmarks.rows import Row, make_row
@@ -38,6 +38,7 @@ class Plan:
     Attributes:
         command: How it was started, for the reader of the report.
         baseline: Configuration that speedups compare with; None for none.
+        repeats: Runs of each cell; of every conversation the fastest counts.
         time_limit: Seconds per cell after which no conversation begins.
         timeout: Seconds that one answer may take.
         rerun: Measure finished cells again.
@@ -58,6 +59,7 @@ class Plan:
     timeout: float = 600.0
     retries: int = 2
     seed: int = 0
+    repeats: int = 1
     rerun: bool = False
 
 
@@ -91,7 +93,7 @@ def run(
     store = Store(plan.output)
     pending = _pending(plan, store, say)
     rows: list[Row] = []
-    for configuration in plan.configurations:
+    for number, configuration in enumerate(plan.configurations, 1):
         cells = [wanted for wanted in pending if wanted.configuration == configuration]
         if cells:
             with _served(configuration, plan, say) as (url, check):
@@ -102,6 +104,7 @@ def run(
             baseline=plan.baseline,
             configurations=[c.name for c in plan.configurations],
             tasks=[task.name for task in plan.tasks],
+            plots=number == len(plan.configurations),
         )
     return rows
 
@@ -142,6 +145,7 @@ def _settings(plan: Plan, configuration: Configuration, task: Task) -> dict[str,
         "timeout": plan.timeout,
         "retries": plan.retries,
         "seed": plan.seed,
+        "repeats": plan.repeats,
     }
 
 
@@ -164,7 +168,7 @@ def _served(
     The check raises FastMTPError with the end of the log.
     """
     if configuration.url is not None:
-        yield configuration.url
+        yield configuration.url, lambda: None
         return
     logs = plan.output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -197,21 +201,9 @@ async def _measure(
     )
     async with endpoint:
         for wanted in cells:
-            flushed = await _warm_up(endpoint, wanted)
             measured_on = environment()  # before, so that the load is not our own
-            before = await endpoint.counters()
-            outcome = await press(
-                endpoint,
-                name,
-                wanted.task,
-                wanted.level,
-                plan.sampling,
-                time_limit=plan.time_limit,
-                seed=plan.seed,
-                on_record=on_record,
-            )
+            outcome, flushed, counters = await _measure_cell(plan, endpoint, wanted, on_record)
             check()  # what a dying server answered is no measurement
-            after = await endpoint.counters()
             info = CellInfo(
                 configuration=name,
                 task=wanted.task.name,
@@ -223,7 +215,7 @@ async def _measure(
                 wall_seconds=outcome.wall_seconds,
                 conversations_left_out=outcome.conversations_left_out,
                 cache_flushed=flushed,
-                server_counters=_between(before, after),
+                server_counters=counters,
                 vocabulary_size=vocabulary_size(server.get("speculative_token_map")),
             )
             cell = Cell(info, outcome.records)
@@ -232,13 +224,38 @@ async def _measure(
             say(_line(make_row(cell, None)))
 
 
-async def _warm_up(endpoint: Endpoint, wanted: _Wanted) -> bool:
-    """Answer a few prompts that are like the measured ones, then empty the prefix cache."""
+async def _measure_cell(
+    plan: Plan, endpoint: Endpoint, wanted: _Wanted, on_record: Callable[[Record], None]
+) -> tuple[Outcome, bool, SpecCounters | None]:
+    """Return the outcome, whether the prefix cache was cold, and the server's own counters."""
+    await _warm_up(endpoint, wanted)
+    before = await endpoint.counters()
+    flushed = True
+    outcomes = []
+    for _ in range(plan.repeats):
+        flushed = await endpoint.flush() and flushed
+        outcomes.append(
+            await press(
+                endpoint,
+                wanted.configuration.name,
+                wanted.task,
+                wanted.level,
+                plan.sampling,
+                time_limit=plan.time_limit,
+                seed=plan.seed,
+                on_record=on_record,
+            )
+        )
+    counters = _between(before, await endpoint.counters())
+    return fastest(outcomes), flushed, counters
+
+
+async def _warm_up(endpoint: Endpoint, wanted: _Wanted) -> None:
+    """Answer a few prompts that are like the measured ones."""
     count = min(wanted.level.concurrency or 4, _MOST_WARM_UPS)
     level = Level(concurrency=count)
     sampling = Sampling(max_new_tokens=_WARM_UP_TOKENS)
     await press(endpoint, "warm-up", warm_up_task(wanted.task, count), level, sampling)
-    return await endpoint.flush()
 
 
 def _refuse_all_failed(wanted: _Wanted, records: Sequence[Record]) -> None:

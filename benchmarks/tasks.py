@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,24 +71,24 @@ def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
     """
     found: dict[str, list[Conversation]] = {}
     for source in sources:
-        for task, conversation in _read(source):
+        for task, conversation in _read(source, limit):
             members = found.setdefault(task, [])
             if limit is None or len(members) < limit:
                 members.append(conversation)
     tasks = []
     for name, members in found.items():
-        ids = [member.id for member in members]
-        if repeated := next((i for i in ids if ids.count(i) > 1), None):
+        (repeated, times), *_ = Counter(member.id for member in members).most_common(1)
+        if times > 1:
             raise FastMTPError(
-                f"--task: the task {name} has two conversations with the id {repeated!r}, so their "
-                "answers could not be told apart: give each its own id, or one source a name of "
-                "its own, NAME=SOURCE"
+                f"--task: the task {name} has {times} conversations with the id {repeated!r}, so "
+                "their answers could not be told apart: give each its own id, or one source a name "
+                "of its own, NAME=SOURCE"
             )
         tasks.append(Task(name, tuple(members)))
     return tasks
 
 
-def _read(source: str) -> Iterator[tuple[str, Conversation]]:
+def _read(source: str, limit: int | None) -> Iterator[tuple[str, Conversation]]:
     is_plain = source.startswith((_DATASETS, HUB)) or Path(source).exists()
     named = None if is_plain else _NAMED.fullmatch(source)
     name, place = (named[1], named[2]) if named else (None, source)
@@ -100,7 +101,7 @@ def _read(source: str) -> Iterator[tuple[str, Conversation]]:
         from fastmtp_sglang.vocabulary.sources import DatasetSource
 
         opened = DatasetSource(f"--task {source}", None, place.removeprefix(_DATASETS), _no_tokens)
-        rows = itertools.islice(opened.rows, _MAX_ROWS)
+        rows = itertools.islice(opened.rows, limit or _MAX_ROWS)
         yield from _conversations(source, rows, name, Path(opened.name).name, opened.column)
     elif Path(place).is_dir():
         files = sorted(Path(place).glob("*.jsonl"))

@@ -75,6 +75,7 @@ TimeLimit = Annotated[
 ]
 Retries = Annotated[int, typer.Option(min=0, help="Times that a failed request is sent again.")]
 Seed = Annotated[int, typer.Option(help="Of the arrival times.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Runs; of each conversation the fastest counts.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Measure again what is finished.")]
 ModelName = Annotated[str, typer.Option(help="Model directory, Hugging Face name, or smollm2.")]
 Draft = Annotated[
@@ -140,6 +141,7 @@ def bench(
     time_limit: TimeLimit = None,
     retries: Retries = 2,
     seed: Seed = 0,
+    repeats: Repeats = 1,
     rerun: Rerun = False,
     tokenizer: Tokenizer = None,
 ) -> None:
@@ -154,8 +156,8 @@ def bench(
 
     options = Options(
         output, task or (), shape or (), shape_text or (), limit, concurrency, rate, temperature,
-        top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, rerun,
-        tokenizer, api_key,
+        top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, repeats,
+        rerun, tokenizer, api_key,
     )  # fmt: skip
     console = _console()
     if endpoint:
@@ -207,6 +209,7 @@ def sweep(
     time_limit: TimeLimit = None,
     retries: Retries = 2,
     seed: Seed = 0,
+    repeats: Repeats = 1,
     rerun: Rerun = False,
     tokenizer: Tokenizer = None,
     api_key: ApiKey = None,
@@ -217,8 +220,8 @@ def sweep(
 
     options = Options(
         output, task or (), shape or (), shape_text or (), limit, concurrency, rate, temperature,
-        top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, rerun,
-        tokenizer, api_key,
+        top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, repeats,
+        rerun, tokenizer, api_key,
     )  # fmt: skip
     console = _console()
     steps = numbers("--num-steps", num_steps, int)
@@ -241,7 +244,7 @@ def compare(
 ) -> None:
     """Compare two finished benchmarks on the prompts that both answered."""
     from fastmtp_benchmarks.compare import compare
-    from fastmtp_benchmarks.report import figures_table
+    from fastmtp_benchmarks.report import FEW_FIGURES, figures_table
 
     rows, notes = compare(a, b)
     if as_json:
@@ -250,7 +253,7 @@ def compare(
     console = _console()
     for level in dict.fromkeys(row.level for row in rows):
         here = [row for row in rows if row.level == level]
-        _print_table(console, f"{b} over {a}, {level}", *figures_table(here))
+        _print_table(console, f"{b} over {a}, {level}", *figures_table(here, FEW_FIGURES))
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
 
