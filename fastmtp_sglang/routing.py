@@ -1,10 +1,10 @@
 """Which draft list each running request scores: its language, kept per request slot on the device.
 
 A slot (`req_pool_indices`) starts from its whole prompt on the host (`start`) and moves with the
-tokens that verification accepts (`advance`), by device operations of fixed shape only: nothing
-waits for the device, so overlapped scheduling keeps its pace. All calls are made on SGLang's
-forward stream, whose order also makes the reuse of slots safe. `lists` is what the draft head
-reads, inside CUDA graphs too.
+tokens that verification accepts (`advance`): a handful of torch operations on a CPU, one kernel of
+ours on a GPU. Nothing waits for the device, so overlapped scheduling keeps its pace. All calls are
+made on SGLang's forward stream, whose order also makes the reuse of slots safe. `lists` is what the
+draft head reads, inside CUDA graphs too.
 
 A list that fails its request is left for the full vocabulary: a token that the list lacks can never
 be drafted right. Lists only decide what is drafted; the target verifies over its full vocabulary.
@@ -20,16 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastmtp_kernels.route import RouteRules, RouteTables, advance_routes, new_state
 from fastmtp_sglang.vocabulary.draft_vocabulary import FULL_VOCABULARY, DraftVocabulary
 from fastmtp_sglang.vocabulary.languages import (
     HALF_LIFE,
+    LANGUAGES,
+    LATIN_WEIGHT,
+    MIN_CODE_SIGNS,
+    MIN_EVIDENCE,
+    MIN_KANA_SHARE,
     NUM_SCRIPTS,
-    UNDECIDED,
     advance_state,
     count_scripts,
     decide_language,
+    language_of_script,
     state_of_prompt,
 )
+from fastmtp_sglang.vocabulary.scripts import Script
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,12 +51,29 @@ _PROMPT_TAIL = 24 * HALF_LIFE
 _LEAVE_ABOVE, _RETURN_BELOW = 0.2, 0.1
 # Tokens seen before a list can be judged.
 _MIN_SEEN = 8.0
-# The language that a slot without a request has: it costs the kernel nothing.
+# The list of a slot without a request: it costs the kernel nothing.
 _NO_LIST = -1
+_RULES = RouteRules(
+    latin=Script.LATIN,
+    han=Script.HAN,
+    kana=Script.KANA,
+    code=Script.CODE,
+    other=Script.OTHER,
+    code_language=LANGUAGES.index("code"),
+    kana_language=LANGUAGES.index("ja"),
+    half_life=float(HALF_LIFE),
+    min_evidence=MIN_EVIDENCE,
+    latin_weight=LATIN_WEIGHT,
+    min_kana_share=MIN_KANA_SHARE,
+    min_code_signs=MIN_CODE_SIGNS,
+    leave_above=_LEAVE_ABOVE,
+    return_below=_RETURN_BELOW,
+    min_seen=_MIN_SEEN,
+)
 
 
 class Count(IntEnum):
-    """Rows of `Router.counts`, which are per list."""
+    """Rows of `Router.counts()`, which are per list."""
 
     DRAFTED = 0  # tokens
     ACCEPTED = 1  # drafted tokens
@@ -63,37 +87,36 @@ class Router:
 
     Attributes:
         names: the lists, in the order of their indices; the last one is the full vocabulary.
-        lists: int64 [num_slots], index into `names` of the list to draft from, or -1 for a slot
-            that no request has used.
-        counts: int64 [len(Count), len(names)], since the start. Overlapped scheduling runs one step
-            more than a finished request needs; that step is counted.
+        state: see `RouteState`; on the device.
     """
 
     def __init__(self, vocabulary: DraftVocabulary, num_slots: int, device: torch.device | str):
         """Build the tables of `vocabulary` for slots 0 to `num_slots` - 1."""
         self.names = (*vocabulary.languages, FULL_VOCABULARY)
-        full = len(self.names) - 1
+        self._full = len(self.names) - 1
         routes = vocabulary.routing_table()
+        self._tables = RouteTables(
+            token_scripts=vocabulary.token_scripts.to(device),
+            members=_membership(vocabulary).to(device),
+            routes=torch.where(routes < 0, self._full, routes).to(device),
+            language_of_script=language_of_script().to(device),
+        )
         self._host_scripts = vocabulary.token_scripts
-        self._token_scripts = vocabulary.token_scripts.to(device)
-        self._routes = torch.where(routes < 0, full, routes).to(device)
-        self._members = _membership(vocabulary).to(device)
         self._owners: list[Any] = [None] * num_slots
-
-        def per_slot(value: float, dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.full((num_slots, *shape), value, dtype=dtype, device=device)
-
-        self._scripts = per_slot(0, torch.float32, NUM_SCRIPTS)
-        self._language = per_slot(UNDECIDED, torch.int64)
-        self._named = per_slot(_NO_LIST, torch.int64)
-        # The list that language or name asks for; `lists` differs where it has been left.
-        self._wanted = per_slot(full, torch.int64)
-        self._seen = per_slot(0, torch.float32)
-        self._outside = per_slot(0, torch.float32)
-        self._left = per_slot(False, torch.bool)
-        self.lists = per_slot(_NO_LIST, torch.int64)
-        self.counts = torch.zeros(len(Count), len(self.names), dtype=torch.int64, device=device)
         self._unknown_names: set[str] = set()
+        self.state = new_state(num_slots, NUM_SCRIPTS, len(self.names), device)
+
+    @property
+    def lists(self) -> Tensor:
+        """int64 [num_slots]: the list to draft from, or -1 for a slot that no request has used."""
+        return self.state.lists
+
+    def counts(self) -> Tensor:
+        """Counters since the start, int64 [len(Count), len(names)].
+
+        Overlapped scheduling runs one step more than a finished request needs; it is counted.
+        """
+        return self.state.counts.sum(dim=0)
 
     def start(self, slots: Sequence[int], requests: Sequence[Any]) -> None:
         """Give slots to the requests of a prefill; those that own theirs already are left alone.
@@ -115,79 +138,84 @@ class Router:
             self._owners[slot] = weakref.ref(request)
             states.append(state_of_prompt(self._host_scripts, _recent_tokens(request)))
             named.append(self._list_named_by(request))
-        device = self.lists.device
-        index = torch.tensor([slot for slot, _ in new])
+        state, device = self.state, self.lists.device
         scripts = torch.stack(states)
-        language = decide_language(scripts)
         index, scripts, language, name = (
             tensor.to(device, non_blocking=True)
-            for tensor in (index, scripts, language, torch.tensor(named))
+            for tensor in (
+                torch.tensor([slot for slot, _ in new]),
+                scripts,
+                decide_language(scripts),
+                torch.tensor(named),
+            )
         )
-        wanted = torch.where(name >= 0, name, self._routes[language])
-        self._scripts[index] = scripts
-        self._language[index] = language
-        self._named[index] = name
-        self._wanted[index] = wanted
-        self._seen[index] = 0
-        self._outside[index] = 0
-        self._left[index] = False
-        self.lists[index] = wanted
+        wanted = torch.where(name >= 0, name, self._tables.routes[language])
+        state.scripts[index] = scripts
+        state.language[index] = language
+        state.named[index] = name
+        state.wanted[index] = wanted
+        state.seen[index] = 0
+        state.outside[index] = 0
+        state.left[index] = False
+        state.lists[index] = wanted
 
     def advance(self, slots: Tensor, token_ids: Tensor, accept_lens: Tensor) -> None:
         """Move the slots on by the tokens that one verification accepted.
 
         Args:
-            slots: int64 [B].
+            slots: int64 [B], distinct.
             token_ids: integer [B, K+1], the target's choice after each draft.
             accept_lens: integer [B], how many of them count: accepted drafts and the bonus token.
         """
-        width = token_ids.shape[1]
-        tokens = token_ids.long().clamp(0, len(self._members) - 1)
-        accepted = accept_lens.long()
-        valid = torch.arange(width, device=tokens.device) < accepted.unsqueeze(1)
-        self._count_drafts(slots, tokens, accepted)
+        if slots.device.type == "cuda":
+            advance_routes(self._tables, self.state, _RULES, slots, token_ids, accept_lens)
+        else:
+            self._advance(slots, token_ids, accept_lens)
 
-        scripts = advance_state(
-            self._scripts[slots], count_scripts(self._token_scripts, tokens, valid), accepted
-        )
-        language = decide_language(scripts, self._language[slots])
-        named, before = self._named[slots], self._wanted[slots]
-        wanted = torch.where(named >= 0, named, self._routes[language])
-        rerouted = wanted != before
+    def _advance(self, slots: Tensor, token_ids: Tensor, accept_lens: Tensor) -> None:
+        state, tables = self.state, self._tables
+        tokens, accepted = token_ids.long(), accept_lens.long()
+        valid = torch.arange(tokens.shape[1], device=tokens.device) < accepted.unsqueeze(1)
+        holders = tables.members[tokens.clamp(0, len(tables.members) - 1)]
+        self._count_drafts(slots, holders, accepted)
 
-        fade = torch.exp2(-accepted / HALF_LIFE)
-        outside = (valid & ~self._holds(wanted, tokens)).sum(dim=1)
+        counts = count_scripts(tables.token_scripts, tokens, valid)
+        scripts = advance_state(state.scripts[slots], counts, accepted)
+        language = decide_language(scripts, state.language[slots])
+        named = state.named[slots]
+        wanted = torch.where(named >= 0, named, tables.routes[language])
+        rerouted = wanted != state.wanted[slots]
+
         # What was seen against another list says nothing about this one.
-        seen = torch.where(rerouted, 0, self._seen[slots] * fade) + accepted
-        outside = torch.where(rerouted, 0, self._outside[slots] * fade) + outside
-        was_left = self._left[slots] & ~rerouted
+        fade = torch.where(rerouted, 0, torch.exp2(-accepted / HALF_LIFE))
+        lacking = (valid & ~_holds(holders, wanted)).sum(dim=1)
+        seen = state.seen[slots] * fade + accepted
+        outside = state.outside[slots] * fade + lacking
+        was_left = state.left[slots] & ~rerouted
         limit = torch.where(was_left, _RETURN_BELOW, _LEAVE_ABOVE)
         left = (outside > limit * seen) & (seen >= _MIN_SEEN)
 
-        self._scripts[slots] = scripts
-        self._language[slots] = language
-        self._wanted[slots] = wanted
-        self._seen[slots] = seen
-        self._outside[slots] = outside
-        self._left[slots] = left
-        self.lists[slots] = torch.where(left, len(self.names) - 1, wanted)
-        self._add(Count.REROUTED, wanted, rerouted)
-        self._add(Count.FALLBACKS, wanted, left & ~was_left)
+        state.scripts[slots] = scripts
+        state.language[slots] = language
+        state.wanted[slots] = wanted
+        state.seen[slots] = seen
+        state.outside[slots] = outside
+        state.left[slots] = left
+        state.lists[slots] = torch.where(left, self._full, wanted)
+        self._add(slots, Count.REROUTED, wanted, rerouted)
+        self._add(slots, Count.FALLBACKS, wanted, left & ~was_left)
 
-    def _count_drafts(self, slots: Tensor, tokens: Tensor, accepted: Tensor) -> None:
-        used = self.lists[slots]
-        last = tokens.gather(1, (accepted - 1).unsqueeze(1))
-        rejected = accepted < tokens.shape[1]
-        self._add(Count.DRAFTED, used, torch.full_like(accepted, tokens.shape[1] - 1))
-        self._add(Count.ACCEPTED, used, accepted - 1)
-        self._add(Count.MISSES, used, rejected & ~self._holds(used, last).squeeze(1))
+    def _count_drafts(self, slots: Tensor, holders: Tensor, accepted: Tensor) -> None:
+        used = self.lists[slots].clamp(min=0)
+        last = holders.gather(1, (accepted - 1).unsqueeze(1))
+        width = holders.shape[1]
+        missed = (accepted < width) & ~_holds(last, used).squeeze(1)
+        self._add(slots, Count.DRAFTED, used, torch.full_like(accepted, width - 1))
+        self._add(slots, Count.ACCEPTED, used, accepted - 1)
+        self._add(slots, Count.MISSES, used, missed)
 
-    def _holds(self, lists: Tensor, tokens: Tensor) -> Tensor:
-        """Whether the list of each row [B] holds its tokens [B, n]; bool [B, n]."""
-        return (self._members[tokens] >> lists.clamp(min=0).unsqueeze(1)) & 1 != 0
-
-    def _add(self, count: Count, lists: Tensor, amount: Tensor) -> None:
-        self.counts[count].index_add_(0, lists.clamp(min=0), amount.long())
+    def _add(self, slots: Tensor, count: Count, lists: Tensor, amount: Tensor) -> None:
+        self.state.counts[slots, int(count), lists] += amount.long()
 
     def _list_named_by(self, request: Any) -> int:
         name = (request.sampling_params.custom_params or {}).get("lang")
@@ -204,6 +232,11 @@ class Router:
                 ", ".join(self.names),
             )
         return _NO_LIST
+
+
+def _holds(holders: Tensor, lists: Tensor) -> Tensor:
+    """Whether list [B] is among the lists of each token, given as bits int32 [B, n]."""
+    return (holders >> lists.unsqueeze(1)) & 1 != 0
 
 
 def _membership(vocabulary: DraftVocabulary) -> Tensor:

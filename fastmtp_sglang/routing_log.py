@@ -42,7 +42,7 @@ class RoutingLog:
         self._router = router
         self._interval = interval
         self._steps = 0
-        self._written = torch.zeros(router.counts.shape, dtype=torch.int64)
+        self._written = torch.zeros_like(router.counts(), device="cpu")
         self._pending: tuple[Tensor, Any] | None = None
         self._metrics = _metrics() if with_metrics else {}
 
@@ -50,7 +50,7 @@ class RoutingLog:
         """Note one decode step."""
         self._steps += 1
         if self._steps % self._interval == 0 and self._pending is None:
-            self._pending = _copy(self._router.counts)
+            self._pending = _copy(self._router.counts())
         if self._pending is not None and (self._pending[1] is None or self._pending[1].query()):
             counts, self._pending = self._pending[0], None
             self._write(counts - self._written)
@@ -76,7 +76,7 @@ class RoutingLog:
 def _copy(counts: Tensor) -> tuple[Tensor, Any]:
     """Start a copy to the host; also return what tells that it has arrived (None: it has)."""
     if counts.device.type == "cpu":
-        return counts.clone(), None
+        return counts, None
     host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
     host.copy_(counts, non_blocking=True)
     event = torch.get_device_module(counts.device).Event()

@@ -102,7 +102,7 @@ def test_a_switch_of_language_is_followed_within_a_few_dozen_tokens(router):
     assert (K + 1) * to_chinese.index("zh") < HALF_LIFE
     to_english = feed(router, 1, [*LATIN[:LISTED]] * 4)
     assert (K + 1) * to_english.index("en") < 2 * HALF_LIFE + K + 1
-    assert router.counts[Count.REROUTED].tolist() == [1, 1, 0]
+    assert router.counts()[Count.REROUTED].tolist() == [1, 1, 0]
 
 
 def test_only_accepted_tokens_count(router):
@@ -115,7 +115,7 @@ def test_only_accepted_tokens_count(router):
 def test_neutral_tokens_keep_the_language(router):
     router.start([1], [Request(HAN[:20])])
     assert set(feed(router, 1, list(range(100)) * 4)) == {"zh", "full"}  # the list lacks numbers
-    assert router.names[int(router._wanted[1])] == "zh"
+    assert router.names[int(router.state.wanted[1])] == "zh"
 
 
 def test_a_named_language_wins(router):
@@ -138,7 +138,7 @@ def test_a_failing_list_is_left_and_taken_again(router):
     while_failing = feed(router, 1, unlisted[:40])
     assert while_failing[0] == "en"  # too few tokens to judge
     assert while_failing[2:] == ["full"] * 8
-    assert router.counts[Count.FALLBACKS].tolist() == [1, 0, 0]
+    assert router.counts()[Count.FALLBACKS].tolist() == [1, 0, 0]
     recovered = feed(router, 1, [*LATIN[:LISTED]] * 3)
     assert recovered[0] == "full"
     assert recovered[-1] == "en"
@@ -157,9 +157,9 @@ def test_counts(router):
     advance(router, 1, [inside, inside, inside, 0], accepted=3)  # rejected, could have been right
     advance(router, 1, [inside, inside, inside, outside])  # all accepted: the bonus is no draft
     advance(router, 2, [*CYRILLIC[:2], 0, 0], accepted=2)
-    assert router.counts[Count.DRAFTED].tolist() == [9, 0, 3]
-    assert router.counts[Count.ACCEPTED].tolist() == [7, 0, 1]
-    assert router.counts[Count.MISSES].tolist() == [1, 0, 0]
+    assert router.counts()[Count.DRAFTED].tolist() == [9, 0, 3]
+    assert router.counts()[Count.ACCEPTED].tolist() == [7, 0, 1]
+    assert router.counts()[Count.MISSES].tolist() == [1, 0, 0]
 
 
 def test_rows_of_a_batch_move_alone(router):
@@ -168,7 +168,7 @@ def test_rows_of_a_batch_move_alone(router):
     tokens = torch.tensor([LATIN[:4], HAN[4:8]])
     router.advance(torch.tensor([4, 2]), tokens, torch.tensor([4, 1]))
     assert (name(router, 4), name(router, 2)) == ("en", "zh")
-    assert router._seen[[4, 2]].tolist() == [4, 1]
+    assert router.state.seen[[4, 2]].tolist() == [4, 1]
 
 
 def test_ids_outside_the_vocabulary_are_neutral(router):

@@ -50,6 +50,12 @@ MIN_KANA_SHARE = 0.1
 MIN_CODE_SIGNS = 0.25
 
 
+def language_of_script() -> torch.Tensor:
+    """Return the language that each script stands for: int64 [NUM_SCRIPTS], -1 for none."""
+    languages = [_LANGUAGE_OF_SCRIPT.get(script) for script in Script]
+    return torch.tensor([LANGUAGES.index(name) if name else UNDECIDED for name in languages])
+
+
 def count_scripts(
     token_scripts: torch.Tensor, token_ids: torch.Tensor, valid: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -1,13 +1,16 @@
-"""Starts the interpreter's tests in a process of their own, see ``interpreted.py``."""
+"""Starts the interpreter's tests in a process of their own, see ``interpreted*.py``."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_kernels_under_the_interpreter():
-    tests = Path(__file__).with_name("interpreted.py")
+
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_route.py"])
+def test_kernels_under_the_interpreter(name):
+    tests = Path(__file__).with_name(name)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--maxfail=3", "-p", "no:cacheprovider", str(tests)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
