@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 150
+# More areas over each other are mud.
+_MOST_FILLED = 4
 # A radar of one or two corners is a line.
 _FEWEST_CORNERS = 3
 
@@ -58,7 +60,8 @@ def draw_all(rows: Sequence[Row], directory: Path) -> list[Path]:
 def radar(rows: Sequence[Row]) -> Figure | None:
     """Speedup per task, one line a configuration: the paper's Figure 2."""
     tasks = list(dict.fromkeys(row.task for row in rows if row.speedup is not None))
-    if len(tasks) < _FEWEST_CORNERS:
+    configurations = {row.configuration for row in rows if row.speedup is not None}
+    if len(tasks) < _FEWEST_CORNERS or len(configurations) < 2:
         return None
     figure, axes = _figure(projection="polar")
     angles = [2 * math.pi * index / len(tasks) for index in range(len(tasks))]
@@ -68,13 +71,14 @@ def radar(rows: Sequence[Row]) -> Figure | None:
             continue
         values = [speedups[task] or 0.0 for task in tasks]
         (line,) = axes.plot([*angles, angles[0]], [*values, values[0]], label=name)
-        axes.fill([*angles, angles[0]], [*values, values[0]], color=line.get_color(), alpha=0.08)
+        if len(configurations) <= _MOST_FILLED:
+            axes.fill(line.get_xdata(), line.get_ydata(), color=line.get_color(), alpha=0.08)
     axes.set_xticks(angles, tasks)
     axes.tick_params(axis="x", pad=14)  # clear of the outermost line
     axes.set_rlabel_position(math.degrees(angles[1]) / 2)  # type: ignore[attr-defined]
     axes.set_ylim(bottom=0)
     axes.set_title(f"Speedup, {rows[0].level}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.1, 1.05))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.2, 1.05))
     return figure
 
 
@@ -169,7 +173,7 @@ def _figure(columns: int = 1, projection: str | None = None) -> tuple[Figure, Ax
     # Not pyplot, which looks for a display and keeps every figure.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
+    figure = Figure(figsize=(6.5 * columns, 4.5))
     axes = [
         figure.add_subplot(1, columns, index + 1, projection=projection) for index in range(columns)
     ]

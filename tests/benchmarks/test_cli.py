@@ -122,7 +122,7 @@ def test_endpoints_to_report(run, two, prompts, tmp_path, drawn):
     assert (row["acceptance_length"], row["acceptance_per_step"]) == (4.0, [1.0, 1.0, 1.0])
     assert (row["requests"], row["identical"], row["failed"]) == (5, 5, 0)
     # 4 pauses of 10 ms against 13.
-    assert 2 < row["speedup"] < 4.5
+    assert 1.3 < row["speedup"] < 8
     assert row["speedup_interval"][0] <= row["speedup"] <= row["speedup_interval"][1]
     assert rows["baseline", "qa", 4]["acceptance_length"] is None
     assert rows["baseline", "qa", 1]["num_steps"] is None
@@ -270,23 +270,24 @@ def test_poisson_arrivals(run, two, prompts, tmp_path):
 
 
 def test_of_several_runs_the_fastest_counts(run, two, prompts, tmp_path, pieces):
-    """Every second request to the baseline is slow: not once are two runs slow for one question."""
+    """The first answer to each question is slow, the second is not."""
     asked = []
 
     def unsteady(body):
         asked.append(body["input_ids"])
-        yield 0.3 if asked.count(body["input_ids"]) == 1 else 0.0
+        yield 0.8 if asked.count(body["input_ids"]) == 1 else 0.0
         yield from pieces.native_answer([1, 2, 3])
 
     two[0].answers = unsteady
     out = tmp_path / "out"
     url = two[0].url
     run(
-        "--endpoint", f"baseline={url}", "--task", f"qa={prompts}", "--repeats", 2, "--output", out
+        "--endpoint", f"baseline={url}", "--task", f"qa={prompts}", "--limit", 3,
+        "--repeats", 2, "--output", out,
     )  # fmt: skip
     (row,) = json.loads((out / "summary.json").read_text())["rows"]
-    assert row["requests"] == 9
-    assert row["first_token_milliseconds"]["p99"] < 300
+    assert row["requests"] == 3
+    assert row["first_token_milliseconds"]["p99"] < 800
     assert two[0].paths.count("/flush_cache") == 2
     assert "Of 2 runs the fastest" in (out / "report.md").read_text()
 
@@ -309,7 +310,7 @@ def test_compare(run, two, prompts, tmp_path):
     assert "5 of 5" in run("compare", f"{out}:baseline", f"{out}:mine")
     compared = json.loads(run("compare", f"{out}:baseline", f"{out}:mine", "--json"))
     assert {row["task"] for row in compared["rows"]} == {"qa", "chat"}
-    assert all(row["speedup"] > 1.5 for row in compared["rows"])
+    assert all(row["speedup"] > 1.2 for row in compared["rows"])
     assert compared["notes"] == []
 
 

@@ -67,12 +67,15 @@ def test_ids_beyond_the_count_of_a_chunk_belong_to_the_next(server, pieces):
 
 def test_times_are_of_arrival_and_end_with_the_last_tokens(server, pieces):
     server.answers = lambda body: [
-        0.2, pieces.native(1, [7]), 0.1, pieces.native(3, [7, 8, 9], "", "stop"), 0.3, pieces.done,
+        0.2, pieces.native(1, [7]), 0.1, pieces.native(3, [7, 8, 9], "", "stop"), 0.5, pieces.done,
     ]  # fmt: skip
+    began = time.perf_counter()
     answer = ask(server)
+    whole = time.perf_counter() - began
     (first, _), (last, _) = answer.arrivals
-    assert 0.2 <= first < 0.29
-    assert 0.3 <= last < 0.55  # the end of the stream comes at 0.6
+    assert first >= 0.2
+    assert last >= 0.3
+    assert last < whole - 0.4  # the end of the stream comes half a second later
 
 
 def test_comments_and_split_lines_do_not_matter():
@@ -130,9 +133,10 @@ def test_what_may_pass_is_tried_again_and_timed_anew(server, pieces):
         [pieces.native(1, [5]), pieces.sse({"error": {"message": "boom"}})],
         [0.5, pieces.native(1, [5]), None],
     ]
+    began = time.perf_counter()
     answer = ask(server, retries=3)
     assert (answer.error, answer.attempts, answer.token_ids) == (None, 4, [5, 6, 7])
-    assert answer.arrivals[-1][0] < 0.4
+    assert answer.arrivals[-1][0] < time.perf_counter() - began - 0.5
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_turns_after_a_failed_one_fail_without_being_asked(hold, server):
 
 
 def test_a_time_limit_leaves_out_what_has_not_begun(hold, server, pieces):
-    server.answers = lambda body: [0.3, *pieces.native_answer([1, 2])]
-    outcome = hold(task(10), Level(concurrency=2), time_limit=0.4)
+    server.answers = lambda body: [0.5, *pieces.native_answer([1, 2])]
+    outcome = hold(task(10), Level(concurrency=2), time_limit=0.9)
     assert (len(outcome.records), outcome.conversations_left_out) == (4, 6)
     assert all(record.error is None for record in outcome.records)
 
@@ -82,7 +82,7 @@ def test_poisson_arrivals_do_not_wait_for_answers(hold, server, pieces):
     server.answers = lambda body: [0.6, *pieces.native_answer([1, 2])]
     outcome = hold(task(20), Level(rate=50.0), seed=1)
     assert server.most_in_flight > 5
-    assert 0.6 < outcome.wall_seconds < 3
+    assert outcome.wall_seconds < 20 * 0.6
     assert len(outcome.records) == 20
 
 

@@ -1,0 +1,61 @@
+"""`fastmtp bench` against real servers: native and OpenAI's API must agree on what was accepted.
+
+Alone: pytest tests/serving/test_bench.py
+"""
+
+import pytest
+
+from fastmtp_benchmarks.configurations import Configuration
+from fastmtp_benchmarks.endpoint import Sampling
+from fastmtp_benchmarks.load import Level
+from fastmtp_benchmarks.runs import Plan, run
+from fastmtp_benchmarks.tasks import Conversation, Task
+
+QUESTIONS = ("Why is the sky blue?", "Name three rivers.", "What is 3 times 4?", "Tell a joke.")
+
+
+@pytest.fixture(scope="module")
+def rows(servers, tmp_path_factory):
+    """API -> configuration -> its row of one task at concurrency 2."""
+    configurations = [
+        Configuration("baseline", url=servers("mimo")),
+        Configuration("fastmtp", url=servers("mimo-native")),
+    ]
+    conversations = [Conversation(f"{i}", (text, "And why?")) for i, text in enumerate(QUESTIONS)]
+    measured = {}
+    for api in ("sglang", "openai"):
+        plan = Plan(
+            output=tmp_path_factory.mktemp(api),
+            configurations=configurations,
+            tasks=[Task("t", tuple(conversations))],
+            levels=[Level(concurrency=2)],
+            sampling=Sampling(max_new_tokens=24),
+            command="test",
+            api=api,
+        )
+        measured[api] = {row.configuration: row for row in run(plan, print)}
+    return measured
+
+
+@pytest.mark.parametrize("api", ["sglang", "openai"])
+def test_a_real_report(rows, api):
+    baseline, fastmtp = rows[api]["baseline"], rows[api]["fastmtp"]
+    assert (fastmtp.failed, baseline.failed, fastmtp.requests) == (0, 0, 8)
+    assert (fastmtp.identical, fastmtp.pairs, fastmtp.diverged) == (8, 8, 0)
+    assert baseline.acceptance_length is None
+    assert 1.2 < fastmtp.acceptance_length <= 4
+    assert fastmtp.acceptance_length == pytest.approx(1 + sum(fastmtp.acceptance_per_step), 1e-3)
+    assert fastmtp.counters_missing == 0
+    assert fastmtp.cache_flushed
+    assert fastmtp.decode_tokens_per_second > 0
+    assert fastmtp.inter_token_milliseconds["p50"] > 0
+
+
+def test_both_apis_see_the_same_answers(rows):
+    for name in ("baseline", "fastmtp"):
+        native, compatible = rows["sglang"][name], rows["openai"][name]
+        assert native.output_tokens == compatible.output_tokens
+        assert native.prompt_tokens == compatible.prompt_tokens
+    assert rows["sglang"]["fastmtp"].acceptance_length == pytest.approx(
+        rows["openai"]["fastmtp"].acceptance_length, rel=0.1
+    )
