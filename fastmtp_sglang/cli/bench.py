@@ -71,7 +71,7 @@ OutputLength = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds that an answer may take.")]
 TimeLimit = Annotated[
-    float | None, typer.Option(min=0, help="Seconds per measurement until no conversation begins.")
+    float | None, typer.Option(min=1, help="Seconds per measurement until no conversation begins.")
 ]
 Retries = Annotated[int, typer.Option(min=0, help="Times that a failed request is sent again.")]
 Seed = Annotated[int, typer.Option(help="Of the arrival times.")]
@@ -267,9 +267,16 @@ def _run(plan: "Plan", console: "Console") -> None:
     say = _say(console)
     if plan.baseline not in [configuration.name for configuration in plan.configurations]:
         say(f"no configuration is called {plan.baseline}: there is nothing to compare with")
+    stopped_by = 0
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopped_by
+        stopped_by = number
+        signal.raise_signal(signal.SIGINT)  # asyncio ends its tasks on this one
+
     # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, stop)
     answered = 0
 
     def count(record: Record) -> None:
@@ -278,7 +285,13 @@ def _run(plan: "Plan", console: "Console") -> None:
         status.update(f"{record.configuration}, {record.task}: {answered} answers")
 
     with console.status("starting") as status:
-        rows = run(plan, say, count)
+        try:
+            rows = run(plan, say, count)
+        except KeyboardInterrupt:
+            say("stopped; what is finished is kept, and the same command goes on")
+            if not stopped_by:
+                raise
+            sys.exit(128 + stopped_by)
     for level in dict.fromkeys(row.level for row in rows):
         here = [row for row in rows if row.level == level]
         _print_table(console, level, *paper_table(here))

@@ -4,6 +4,7 @@ Alone: pytest tests/benchmarks/test_cli.py
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -55,10 +56,10 @@ def run(monkeypatch):
     app.add_typer(bench.app, name="bench")
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
 
-    def invoke(*arguments, fails: str | None = None):
+    def invoke(*arguments, fails: str | None = None, code: int = 0):
         result = CliRunner().invoke(app, ["bench", *map(str, arguments)])
         if fails is None:
-            assert result.exit_code == 0, result.output + repr(result.exception)
+            assert result.exit_code == code, result.output + repr(result.exception)
         else:
             assert isinstance(result.exception, FastMTPError), result.output
             assert fails in str(result.exception)
@@ -237,6 +238,21 @@ def test_what_a_dying_server_answered_is_not_kept(run, started, prompts, tmp_pat
     run("--task", prompts, "--output", tmp_path / "out", fails="exit code 9")
     assert not (tmp_path / "out" / "requests").exists()
     assert started.commands[-1] == "stopped"
+
+
+def test_kill_stops_the_server_and_keeps_what_is_finished(run, started, two, prompts, tmp_path):
+    answers = two[0].answers
+
+    def killed(body):
+        if len(two[0].requests) > 8:  # in the second task
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answers(body)
+
+    two[0].answers = killed
+    run("--task", prompts, "--output", tmp_path / "out", code=128 + signal.SIGTERM)
+    assert started.commands[-1] == "stopped"
+    finished = sorted(path.name for path in (tmp_path / "out" / "requests").iterdir())
+    assert finished == ["baseline--qa--c1.json", "baseline--qa--c1.jsonl"]
 
 
 def test_sweep(run, started, two, prompts, tmp_path):
