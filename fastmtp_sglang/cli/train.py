@@ -50,8 +50,11 @@ def train(
     named = [f"{key}={value}" for key, value in flags.items() if value]
     loaded = load_config(config, [*(overrides or []), *named])
 
+    from accelerate import PartialState
+
     from fastmtp_sglang.training.run import train as run
 
     head = run(loaded, resume=resume)
-    print(f"wrote {head}")
-    print(f"serve it: fastmtp serve {loaded.target} --draft {head}")
+    state = PartialState()
+    state.print(f"wrote {head}")
+    state.print(f"serve it: fastmtp serve {loaded.target} --draft {head}")

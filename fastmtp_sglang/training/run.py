@@ -45,11 +45,17 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
             f"output {config.output} holds {Path(checkpoint).name} of an earlier run: go on with "
             "--resume, or choose another folder."
         )
-    state = PartialState()
+    # Without `cpu` accelerate sees one process on a machine without GPUs, however many there are.
+    state = PartialState(cpu=not torch.cuda.is_available())
     # Prompts, greedy continuations and hidden states are made by one process and read by the rest.
     with state.main_process_first():
         prepared = prepare(config, state)
-        head = starting_head(config.head.start, prepared.target.directory, config.head.num_steps)
+        head = starting_head(
+            config.head.start,
+            prepared.target.directory,
+            config.head.num_steps,
+            config.output / "start",
+        )
     loss = config.loss
     weights = LossWeights(loss.cross_entropy, loss.kl, loss.kl_temperature)
     function, name = choose_loss(loss, prepared.target.device)
@@ -67,7 +73,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         writer = SummaryWriter(str(config.output / "tensorboard"))
         trainer.add_callback(TensorBoardCallback(writer))
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    metrics = trainer.final_metrics()
     # Of FSDP's shards a whole: every rank takes part, the first one writes.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
@@ -136,6 +142,7 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
         warmup_steps=optimizer.warmup,
         lr_scheduler_type="cosine",
         bf16=optimizer.bf16,
+        use_cpu=not torch.cuda.is_available(),
         seed=optimizer.seed,
         logging_steps=config.log_every,
         save_total_limit=config.keep_checkpoints,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -15,13 +14,15 @@ from fastmtp_sglang.training.model import ChainHead
 from fastmtp_sglang.training.target import load_tensors, target_config
 
 
-def starting_head(start: str, target: Path, num_steps: int) -> ChainHead:
+def starting_head(start: str, target: Path, num_steps: int, folder: Path) -> ChainHead:
     """Load the head that training begins with, in float32 (the optimizer's master weights).
 
     Args:
         start: `scratch`, `native` or a head directory.
         target: checkpoint directory of the target.
         num_steps: K, written into the head's configuration.
+        folder: where a head from scratch is written, if it is not there yet: by the first process
+            of several, for all of them (transformers saves nothing in the others).
 
     Raises:
         FastMTPError: the target has no native layer of MiMo's layout, or the head does not fit.
@@ -29,9 +30,9 @@ def starting_head(start: str, target: Path, num_steps: int) -> ChainHead:
     if start == "native":
         head = native_head(target)
     elif start == "scratch":
-        with tempfile.TemporaryDirectory() as folder:
-            init_head(target, Path(folder) / "head", num_speculative_steps=num_steps)
-            head = ChainHead.from_pretrained(Path(folder) / "head", dtype=torch.float32)
+        if not folder.exists():
+            init_head(target, folder, num_speculative_steps=num_steps)
+        head = ChainHead.from_pretrained(folder, dtype=torch.float32)
     else:
         if not (Path(start) / "config.json").is_file():
             raise FastMTPError(

@@ -25,8 +25,8 @@ Validate = Callable[[torch.nn.Module], dict[str, float]]
 class Documents(Dataset):
     """Documents, and idle ones up to a multiple of `multiple`.
 
-    Ranks and micro-batches then come out even without a document being seen twice: an idle one has
-    one token and no label, and adds nothing to loss or gradient.
+    Batches, ranks and micro-batches then come out even without a document being seen twice: an idle
+    one has one token and no label, and adds nothing to loss or gradient.
     """
 
     def __init__(self, documents: Sequence[Document], multiple: int = 1) -> None:
@@ -68,7 +68,9 @@ class ChainTrainer(Trainer):
         beta: float,
         validate: Validate | None = None,
     ) -> None:
-        data = Documents(documents, args.world_size * args.per_device_train_batch_size)
+        # Whole batches: the shuffled order then depends on the batch size, not on its split.
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        data = Documents(documents, args.world_size * per_step)
         super().__init__(
             model=model,
             args=args,
@@ -81,6 +83,7 @@ class ChainTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._weights = step_weights(beta, num_steps)
         self._validate = validate
+        self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._reset_window()
 
     def get_batch_samples(
@@ -135,19 +138,27 @@ class ChainTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Run our validation on every rank: all do the same, so that none waits for another."""
-        assert self._validate is not None
         begin = time.monotonic()
-        self.model.eval()
-        metrics = {
-            f"{metric_key_prefix}_{name}": value
-            for name, value in self._validate(self._whole_model()).items()
-        }
-        self.model.train()
+        metrics = self._measure(metric_key_prefix)
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         self._since += time.monotonic() - begin
+        return metrics
+
+    def final_metrics(self) -> dict[str, float]:
+        """The metrics of the last step, measured now if they were not."""
+        step, metrics = self._measured
+        return metrics if step == self.state.global_step else self._measure("eval")
+
+    def _measure(self, prefix: str) -> dict[str, float]:
+        assert self._validate is not None
+        self.model.eval()
+        found = self._validate(self._whole_model())
+        self.model.train()
+        metrics = {f"{prefix}_{name}": value for name, value in found.items()}
+        self._measured = (self.state.global_step, metrics)
         return metrics
 
     def _whole_model(self) -> torch.nn.Module:

@@ -61,8 +61,8 @@ def all_tensors(directory):
     return found
 
 
-def test_native_layer_is_read_by_its_names(mimo):
-    head = starting_head("native", mimo, 2)
+def test_native_layer_is_read_by_its_names(mimo, tmp_path):
+    head = starting_head("native", mimo, 2, tmp_path)
     tensors = all_tensors(mimo)
     state = head.state_dict()
     assert state["input_proj.weight"].dtype == torch.float32
@@ -150,12 +150,12 @@ def test_exported_head_fits_its_target_in_bfloat16(pair, tmp_path):
 
 def test_a_start_that_is_nothing_is_refused(pair, tmp_path):
     with pytest.raises(FastMTPError, match="neither `scratch`, `native` nor a head directory"):
-        starting_head("scratsch", pair.target, 3)
+        starting_head("scratsch", pair.target, 3, tmp_path)
     with pytest.raises(FastMTPError, match="no MTP layer of MiMo's layout"):
-        starting_head("native", pair.target, 3)
+        starting_head("native", pair.target, 3, tmp_path)
     other = pairs.make_pair(tmp_path, "qwen3")
     # Configuration of one family, weights of another.
     shutil.copytree(pair.head, tmp_path / "mixed")
     shutil.copy(other.head / "config.json", tmp_path / "mixed")
     with pytest.raises(FastMTPError, match="lacks the head's tensors"):
-        starting_head(str(tmp_path / "mixed"), other.target, 3)
+        starting_head(str(tmp_path / "mixed"), other.target, 3, tmp_path)

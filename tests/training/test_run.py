@@ -5,6 +5,8 @@ Alone: pytest tests/training/test_run.py
 
 import json
 import os
+import subprocess
+import sys
 
 import models
 import pytest
@@ -21,6 +23,8 @@ from fastmtp_sglang.training.start import native_head
 
 # Ids that the records use: few, so that a handful of steps learns something.
 IDS = 40
+
+RUN_CLI = "from fastmtp_sglang.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,7 @@ def test_command_trains_a_head_that_serves(target, records, tmp_path):
     assert f"wrote {output / 'head'}" in result.output
     check_compatible(target, output / "head")
     assert list((output / "tensorboard").iterdir())
+    assert not (output / "runs").exists()
     assert not (tmp_path / "elsewhere").exists()
 
     losses = [line["eval_loss_1"] for line in evaluations(output)]
@@ -156,6 +161,28 @@ def test_interrupted_command_goes_on_only_when_told(target, records, tmp_path):
         train(cut)
     resumed = load_file(train(cut, resume=True) / "model.safetensors")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+
+
+def test_two_processes_train_the_same_head(target, records, tmp_path):
+    """`accelerate launch` or `torchrun`: one process prepares, both train, one writes."""
+    config = settings(target, records, tmp_path / "one")
+    config.data.offline = tmp_path / "states"
+    config.optimizer.epochs = 1
+    expected = load_file(train(config) / "model.safetensors")
+    path = tmp_path / "two.yaml"
+    fields = config.model_dump(mode="json") | {"output": str(tmp_path / "two")}
+    path.write_text(json.dumps(fields))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    ran = subprocess.run(
+        [sys.executable, *launch, "--no-python", sys.executable, "-c", RUN_CLI, "train", str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("wrote ") == 1
+    found = load_file(tmp_path / "two" / "head" / "model.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_that_does_not_divide_is_refused(target, records, tmp_path):
