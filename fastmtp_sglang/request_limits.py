@@ -13,13 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-# Where SGLang 0.5.23 verifies drafts, its penalties are those from before the step, equal for all
-# K + 1 positions, and only the last token of each accepted run is added to them.
-_STALE = (
-    "is applied by SGLang's verification as of the step before, so that tokens accepted together "
-    "do not see each other"
-)
-
 
 @dataclass(frozen=True)
 class RequestLimit:
@@ -39,10 +32,6 @@ class RequestLimit:
 
 
 REQUEST_LIMITS = (
-    RequestLimit("frequency_penalty", 0.0, _STALE),
-    RequestLimit("presence_penalty", 0.0, _STALE),
-    RequestLimit("repetition_penalty", 1.0, _STALE),
-    RequestLimit("min_new_tokens", 0, _STALE),
     RequestLimit("min_p", 0.0, "is ignored by SGLang's verification", when_sampling=True),
     RequestLimit(
         "sampling_seed",

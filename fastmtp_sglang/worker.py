@@ -2,8 +2,9 @@
 
 Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV cache are
 SGLang's. What differs is the memory, since the head's embedding and lm_head are the target's
-tensors from the moment the head is loaded, before the KV pool is sized; and, with a draft
-vocabulary, the last layer (`draft_head`), which each request's language steers (`routing`).
+tensors from the moment the head is loaded, before the KV pool is sized; with a draft vocabulary,
+the last layer (`draft_head`), which each request's language steers (`routing`); and what
+verification is given and leaves behind (`verification`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorker
 from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.routing_log import RoutingLog
+from fastmtp_sglang.verification import Verification
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
 if TYPE_CHECKING:
@@ -136,6 +138,16 @@ class FastMTPWorker(EAGLEWorkerV2):
             super().__init__(**kwargs)
         finally:
             eagle_worker_v2.EagleDraftWorker = stock
+        self._verification = Verification(
+            self.target_worker.model_config.vocab_size, self.target_worker.device
+        )
+        self._verification.install()
+
+    def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        self._verification.before_prefill(batch)
+        result = super()._forward_prefill_batch(batch, *args, **kwargs)
+        self._verification.after_prefill(batch, result.next_token_ids)
+        return result
 
 
 def _parameter_bytes(model: torch.nn.Module) -> int:

@@ -22,6 +22,7 @@ from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
 
 SEED = 20250918
+LOOPS = range(1500, 1512)
 _CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
@@ -71,6 +72,25 @@ def chain_target(directory: Path, successor: torch.Tensor) -> Path:
         "lm_head.weight": head,
         "model.norm.weight": torch.ones(embedding.shape[1]),
     }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def add_loops(directory: Path) -> Path:
+    """Make an `output_scale`d target stay among the tokens LOOPS once it is there.
+
+    Each ranks them in its own order, so close together that penalties decide what comes next once
+    the text repeats itself.
+    """
+    tensors = load_file(directory / "model.safetensors")
+    loops = list(LOOPS)
+    states = torch.nn.functional.rms_norm(tensors["model.embed_tokens.weight"][loops], (64,))
+    states = states * tensors["model.norm.weight"]
+    order = torch.rand(len(loops), len(loops), generator=torch.Generator().manual_seed(SEED + 4))
+    rank = order.argsort(dim=1)
+    # Above all other logits, which reach 35; the first one stands out enough for a noisy head.
+    wanted = torch.where(rank == 0, 40.0, 38.8 - 0.2 * rank)
+    tensors["lm_head.weight"][loops] = torch.linalg.pinv(states).mm(wanted).T
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

@@ -5,6 +5,9 @@ Shapes: bs requests, n = K + 1 rows each, V vocabulary entries. Probabilities ar
 
 import torch
 
+# Entries among which a nucleus is looked for first: a full sort of 49,152 takes 9 ms.
+_NUCLEUS = 512
+
 
 def record_acceptance(
     accepted: torch.Tensor,
@@ -53,12 +56,22 @@ def top_k_renorm(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
 
 def top_p_renorm(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
     """Keep the fewest largest entries of row i whose sum reaches top_ps[i] and renormalize."""
-    ordered, index = probs.sort(dim=1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    top_ps = top_ps.unsqueeze(1)
-    # Rounded sums may reach 1 before the last entry, and 1 keeps them all.
-    kept = torch.where((before < top_ps) | (top_ps >= 1), ordered, 0.0)
-    kept = torch.zeros_like(probs).scatter_(1, index, kept)
+    kept = probs.clone()
+    # 1 keeps all, also what lies behind the point where rounded sums have reached it.
+    left = (top_ps < 1).nonzero().squeeze(1)
+    for width in (min(_NUCLEUS, probs.shape[1]), probs.shape[1]):
+        if len(left) == 0:
+            break
+        rows, limit = probs[left], top_ps[left].unsqueeze(1)
+        if width < probs.shape[1]:
+            ordered, index = rows.topk(width, dim=1)
+        else:
+            ordered, index = rows.sort(dim=1, descending=True)
+        total = ordered.cumsum(1)
+        nucleus = torch.where(total - ordered < limit, ordered, 0.0)
+        kept[left] = torch.zeros_like(rows).scatter_(1, index, nucleus)
+        # What lies behind the first entries is out only once their sum has reached the limit.
+        left = left[total[:, -1] < limit.squeeze(1)]
     return kept / kept.sum(1, keepdim=True)
 
 

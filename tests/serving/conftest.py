@@ -1,11 +1,10 @@
-"""Real servers on the CPU, each started once and shared by the tests of this folder.
+"""Real servers on the CPU, started when first used and shared by the tests of this folder.
 
 `servers(name)` gives the base URL of a server, by the names in `_flags`. Baselines run the same
 target without speculation. Logs go to pytest's temporary directory and are named in a failure.
 """
 
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,8 @@ _COMMON = (
     # Idle servers must not eat the two cores that the busy one needs.
     "--sleep-on-idle",
 )
+# Each takes 2 to 3 GB, and another process of the suite needs some too.
+_MAX_RUNNING = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     root = tmp_path_factory.mktemp("checkpoints")
     real = smollm2.checkpoint()
     init_head(real, root / "smollm2-head")
-    plain = models.target(root / "plain", "qwen2", output_scale=0.01)
+    plain = models.add_loops(models.target(root / "plain", "qwen2", output_scale=0.01))
     # Two heads of different quality: the native one drafts well, the other one less.
     native = models.agreeing_head(plain, root / "native-head", noise=0.1)
     models.agreeing_head(plain, root / "mimo-head", noise=0.2)
@@ -70,6 +71,8 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             (*speculate, draft, str(checkpoints.smollm2_head)),
         ),
         "mimo": (checkpoints.mimo, ()),
+        # Only so are SGLang's own penalties those of the tokens before (`penalties`).
+        "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),
         "mimo-native": (checkpoints.mimo, speculate),
         # The other scheduling, another K, small chunks and pages: what the first one leaves out.
         "mimo-head-synchronous": (
@@ -110,27 +113,32 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
 @pytest.fixture(scope="session")
 def servers(checkpoints, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    with ExitStack() as stack:
-        started: dict[str, ServerProcess] = {}
-        failed: dict[str, str] = {}
+    running: dict[str, ServerProcess] = {}  # the least recently used first
+    failed: dict[str, str] = {}
 
-        def url(kind: str) -> str:
-            if kind in failed:
-                pytest.fail(f"the server {kind} did not start: {failed[kind]}")
-            if kind not in started:
-                model, flags = _flags(kind, checkpoints)
-                server = ServerProcess(
-                    model,
-                    [*_COMMON, *flags],
-                    env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
-                    log_path=logs / f"{kind}.log",
-                )
-                try:
-                    started[kind] = stack.enter_context(server)
-                except FastMTPError as error:
-                    failed[kind] = str(error)
-                    raise
-            started[kind].check_alive()
-            return started[kind].url
+    def url(kind: str) -> str:
+        if kind in failed:
+            pytest.fail(f"the server {kind} did not start: {failed[kind]}")
+        if kind not in running:
+            if len(running) == _MAX_RUNNING:
+                running.pop(next(iter(running))).stop()
+            model, flags = _flags(kind, checkpoints)
+            server = ServerProcess(
+                model,
+                [*_COMMON, *flags],
+                env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+                log_path=logs / f"{kind}.log",
+            )
+            try:
+                server.start()
+            except FastMTPError as error:
+                failed[kind] = str(error)
+                raise
+            running[kind] = server
+        running[kind] = running.pop(kind)
+        running[kind].check_alive()
+        return running[kind].url
 
-        yield url
+    yield url
+    for server in running.values():
+        server.stop()
