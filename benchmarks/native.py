@@ -69,8 +69,7 @@ class NativeEndpoint(Endpoint):
                 f"{self._flag} {self.url}: has no /server_info, so it is no SGLang server: give "
                 "--api openai"
             )
-        told = response.json()
-        return {"api": self.kind} | {name: told[name] for name in _TOLD if name in told}
+        return {"api": self.kind} | told_by_sglang(response.json())
 
     async def flush(self) -> bool:
         """Empty the radix cache, which works only while no request runs."""
@@ -114,6 +113,11 @@ class NativeEndpoint(Endpoint):
                 raise AnswerFailedError(f"aborted: {reason.get('message')}", again=status >= 500)
             answer.finish_reason = reason["type"]
             answer.speculation = spec_counters(meta)
+
+
+def told_by_sglang(server_info: dict[str, Any]) -> dict[str, Any]:
+    """Return of SGLang's /server_info what figures depend on, and no secrets."""
+    return {name: server_info[name] for name in _TOLD if name in server_info}
 
 
 def spec_counters(fields: dict[str, Any]) -> SpecCounters | None:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from fastmtp_benchmarks.endpoint import Answer, Endpoint, Sampling
-from fastmtp_benchmarks.native import spec_counters
+from fastmtp_benchmarks.native import spec_counters, told_by_sglang
 from fastmtp_benchmarks.records import SpecCounters
 from fastmtp_sglang.errors import FastMTPError
 
@@ -48,14 +48,13 @@ class OpenAIEndpoint(Endpoint):
             )
         self._model = models[0]["id"]
         self._server = str(models[0].get("owned_by") or "").lower()
-        version = await self._get("/version")
-        told = version.json().get("version") if version is not None else None
-        return {
-            "api": self.kind,
-            "model_path": self._model,
-            "server": self._server,
-            "version": told,
-        }
+        told = {"api": self.kind, "model_path": self._model, "server": self._server}
+        # What the server is beside the protocol, where it is one that is known to say it.
+        if self._server == "sglang" and (info := await self._get("/server_info")) is not None:
+            return told_by_sglang(info.json()) | told
+        if self._server == "vllm" and (version := await self._get("/version")) is not None:
+            return told | version.json()
+        return told
 
     async def flush(self) -> bool:
         """Empty the prefix cache where the server has a way to be told so."""

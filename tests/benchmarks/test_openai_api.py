@@ -156,6 +156,26 @@ def test_extra_fields_go_only_to_servers_that_know_them(ask, server, chunk, usag
     assert (fixed["max_tokens"], fixed["top_k"]) == (8, 3)
 
 
+@pytest.mark.parametrize(
+    ("owner", "more"),
+    [
+        ("sglang", {"version": "0.5.23", "speculative_num_steps": 3}),
+        ("vllm", {"version": "1.2"}),
+        ("somebody", {}),
+    ],
+)
+def test_what_a_server_says_of_itself(server, owner, more):
+    server.pages["/v1/models"] = {"data": [{"id": "m", "owned_by": owner}]}
+    server.pages["/version"] = {"version": "1.2"}
+
+    async def describe():
+        async with OpenAIEndpoint(server.url) as endpoint:
+            return await endpoint.describe()
+
+    told = {"api": "openai", "model_path": "m", "server": owner}
+    assert asyncio.run(describe()) == told | more
+
+
 METRICS = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 60.0
 vllm:spec_decode_num_drafts_total{engine="1",model_name="m"} 40.0

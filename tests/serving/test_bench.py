@@ -11,15 +11,16 @@ from fastmtp_benchmarks.load import Level
 from fastmtp_benchmarks.runs import Plan, run
 from fastmtp_benchmarks.tasks import Conversation, Task
 
-QUESTIONS = ("Why is the sky blue?", "Name three rivers.", "What is 3 times 4?", "Tell a joke.")
+QUESTIONS = ("Why is the sky blue?", "Name three rivers.", "What is 3 times 4?")
+TURNS = 2 * len(QUESTIONS)
 
 
 @pytest.fixture(scope="module")
 def rows(servers, tmp_path_factory):
     """API -> configuration -> its row of one task at concurrency 2."""
     configurations = [
-        Configuration("baseline", url=servers("mimo")),
-        Configuration("fastmtp", url=servers("mimo-native")),
+        Configuration("baseline", url=servers("smollm2")),
+        Configuration("fastmtp", url=servers("smollm2-fastmtp")),
     ]
     conversations = [Conversation(f"{i}", (text, "And why?")) for i, text in enumerate(QUESTIONS)]
     measured = {}
@@ -29,7 +30,7 @@ def rows(servers, tmp_path_factory):
             configurations=configurations,
             tasks=[Task("t", tuple(conversations))],
             levels=[Level(concurrency=2)],
-            sampling=Sampling(max_new_tokens=24),
+            sampling=Sampling(max_new_tokens=16),
             command="test",
             api=api,
         )
@@ -40,10 +41,11 @@ def rows(servers, tmp_path_factory):
 @pytest.mark.parametrize("api", ["sglang", "openai"])
 def test_a_real_report(rows, api):
     baseline, fastmtp = rows[api]["baseline"], rows[api]["fastmtp"]
-    assert (fastmtp.failed, baseline.failed, fastmtp.requests) == (0, 0, 8)
-    assert (fastmtp.identical, fastmtp.pairs, fastmtp.diverged) == (8, 8, 0)
+    assert (fastmtp.failed, baseline.failed, fastmtp.requests) == (0, 0, TURNS)
+    assert (fastmtp.identical, fastmtp.pairs, fastmtp.diverged) == (TURNS, TURNS, 0)
     assert baseline.acceptance_length is None
-    assert 1.2 < fastmtp.acceptance_length <= 4
+    assert 1 <= fastmtp.acceptance_length < 2  # the head is untrained
+    assert len(fastmtp.acceptance_per_step) == 3
     assert fastmtp.acceptance_length == pytest.approx(1 + sum(fastmtp.acceptance_per_step), 1e-3)
     assert fastmtp.counters_missing == 0
     assert fastmtp.cache_flushed
@@ -57,5 +59,5 @@ def test_both_apis_see_the_same_answers(rows):
         assert native.output_tokens == compatible.output_tokens
         assert native.prompt_tokens == compatible.prompt_tokens
     assert rows["sglang"]["fastmtp"].acceptance_length == pytest.approx(
-        rows["openai"]["fastmtp"].acceptance_length, rel=0.1
+        rows["openai"]["fastmtp"].acceptance_length, rel=0.05
     )
