@@ -7,6 +7,7 @@ import pytest
 _SERVING = Path(__file__).parent / "serving"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Keep a file's tests together, and all tests of the shared servers.
 
