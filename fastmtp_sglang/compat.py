@@ -243,6 +243,14 @@ HOOKS: tuple[Hook, ...] = (
         "predicts accept_index accept_token_num candidates retrieve_index retrieve_next_token "
         "retrieve_next_sibling target_predict topk",
     ),
+    Hook(
+        "override",
+        f"{_OPS}.reject_sampling:chain_speculative_sampling_triton",
+        "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
+        "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
+        "draft_probs threshold_single threshold_acc deterministic",
+    ),
+    Hook("override", f"{_OPS}.row_argmax:row_argmax", "x"),
     Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_decode_backend", ""),
     Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_draft_extend_backend", ""),
     Hook("override", f"{_SPEC}.spec_utils:_select_top_k_tokens_later"),

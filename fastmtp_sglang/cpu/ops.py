@@ -171,6 +171,12 @@ _REPLACEMENTS = (
         "tree_speculative_sampling_target_only",
         sampling.sample_chain_target_only,
     ),
+    (
+        "sglang.srt.speculative.eagle_utils",
+        "chain_speculative_sampling_triton",
+        sampling.sample_chain_from_proposal,
+    ),
+    ("sglang.srt.speculative.spec_utils", "row_argmax", sampling.row_argmax),
     ("sglang.srt.speculative.eagle_utils", "top_k_renorm_prob", sampling.top_k_renorm),
     ("sglang.srt.speculative.eagle_utils", "top_p_renorm_prob", sampling.top_p_renorm),
 )

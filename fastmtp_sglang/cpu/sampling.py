@@ -75,6 +75,11 @@ def top_p_renorm(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
     return kept / kept.sum(1, keepdim=True)
 
 
+def row_argmax(scores: torch.Tensor) -> torch.Tensor:
+    """Return the first largest entry of each row, int64 [rows]."""
+    return scores.argmax(dim=-1)
+
+
 def sample_from(probs: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
     """Draw one index per row by inverting its cumulative sum.
 
@@ -134,22 +139,96 @@ def sample_chain_target_only(
     Raises:
         ValueError: a threshold below 1, which would accept more than the target allows.
     """
-    if threshold_single != 1.0 or threshold_acc != 1.0:
+    _check_thresholds(threshold_single, threshold_acc)
+    _sample_chain(
+        candidates[:, 1:].to(torch.int64),
+        target_probs,
+        None,
+        uniform_samples,
+        uniform_samples_for_final_sampling,
+        (predicts, accept_index, accept_token_num, retrive_index),
+    )
+
+
+def sample_chain_from_proposal(
+    *,
+    predicts: torch.Tensor,
+    accept_index: torch.Tensor,
+    accept_token_num: torch.Tensor,
+    candidates: torch.Tensor,
+    retrive_index: torch.Tensor,
+    retrive_next_token: torch.Tensor,
+    retrive_next_sibling: torch.Tensor,
+    uniform_samples: torch.Tensor,
+    uniform_samples_for_final_sampling: torch.Tensor,
+    target_probs: torch.Tensor,
+    draft_probs: torch.Tensor,
+    threshold_single: float,
+    threshold_acc: float,
+    deterministic: bool,
+) -> None:
+    """Accept a draft that was drawn from q with min(1, p/q); else draw from (p - q)+.
+
+    Rejection sampling (arXiv 2302.01318), lossless for any q that the drafts were drawn from: one
+    that is 0 outside a draft list leaves all of p there to the residual, which spans the full
+    vocabulary. Where p is certain of one token, any other draft will do: it is rejected.
+
+    Args:
+        draft_probs: [bs, K, V], q of each draft; the rest is that of `sample_chain_target_only`.
+
+    Raises:
+        ValueError: a threshold below 1, which would accept more than the target allows.
+    """
+    _check_thresholds(threshold_single, threshold_acc)
+    _sample_chain(
+        candidates[:, 1:].to(torch.int64),
+        target_probs,
+        draft_probs,
+        uniform_samples,
+        uniform_samples_for_final_sampling,
+        (predicts, accept_index, accept_token_num, retrive_index),
+    )
+
+
+def _check_thresholds(single: float, accumulated: float) -> None:
+    if single != 1.0 or accumulated != 1.0:
         raise ValueError("acceptance thresholds below 1 change the output distribution")
-    bs, n = candidates.shape
-    drafts = candidates[:, 1:].to(torch.int64)
-    chance = target_probs[:, :-1].gather(2, drafts.unsqueeze(2)).squeeze(2)
-    agreed = uniform_samples[:, : n - 1] < chance
+
+
+def _sample_chain(
+    drafts: torch.Tensor,
+    target_probs: torch.Tensor,
+    draft_probs: torch.Tensor | None,
+    coins: torch.Tensor,
+    final_coins: torch.Tensor,
+    outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Verify drafts [bs, K] against p [bs, n, V] and q [bs, K, V]; write what SGLang reads.
+
+    Without `draft_probs`, each draft was certain.
+    """
+    bs, n, _ = target_probs.shape
+    index = drafts.unsqueeze(2)
+    p = target_probs[:, :-1].gather(2, index).squeeze(2)
+    q = 1.0 if draft_probs is None else draft_probs.gather(2, index).squeeze(2)
+    agreed = coins[:, : n - 1] * q < p
     accepted = agreed.to(torch.int32).cumprod(1).sum(1)
 
-    last = accepted.to(torch.int64)
-    rows = torch.arange(bs)
-    final_probs = target_probs[rows, last].clone()
-    rejected = last < n - 1
-    final_probs[rows[rejected], drafts[rows[rejected], last[rejected]]] = 0.0
-    final = sample_from(final_probs, uniform_samples_for_final_sampling)
-
+    rows, last = torch.arange(bs), accepted.to(torch.int64)
+    final_probs = target_probs[rows, last]
+    if n > 1:
+        rejected = (last < n - 1).unsqueeze(1)
+        draft = last.clamp(max=n - 2)
+        if draft_probs is None:
+            residual = final_probs.scatter(1, drafts.gather(1, draft.unsqueeze(1)), 0.0)
+        else:
+            residual = (final_probs - draft_probs[rows, draft]).clamp(min=0)
+        # Nothing is left only where q is p up to rounding.
+        rejected &= residual.sum(1, keepdim=True) > 0
+        final_probs = torch.where(rejected, residual, final_probs)
     tokens = torch.zeros(bs, n, dtype=torch.int64)
     tokens[:, :-1] = drafts
-    tokens[rows, last] = final
-    record_acceptance(accepted, tokens, predicts, accept_index, accept_token_num, retrive_index)
+    tokens[rows, last] = sample_from(final_probs, final_coins)
+
+    predicts, accept_index, accept_token_num, retrieve_index = outputs
+    record_acceptance(accepted, tokens, predicts, accept_index, accept_token_num, retrieve_index)
