@@ -5,14 +5,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint
+.PHONY: demo test test-servers test-units lint
 
 demo: $(BIN)/.installed
 	$(BIN)/fastmtp demo $(ARGS)
 
-# One process per core, each with one thread: the tests' servers are many and small.
+# Two processes side by side, each with one thread: the tests that start servers take as long as all
+# others. With ARGS, what they name in one process.
 test: $(BIN)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+ifeq ($(ARGS),)
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=none test-servers test-units
+else
+	$(BIN)/python -m pytest $(ARGS)
+endif
+
+test-servers: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving
+
+test-units: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/serving
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
