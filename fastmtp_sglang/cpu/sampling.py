@@ -75,9 +75,9 @@ def top_p_renorm(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
     return kept / kept.sum(1, keepdim=True)
 
 
-def row_argmax(scores: torch.Tensor) -> torch.Tensor:
-    """Return the first largest entry of each row, int64 [rows]."""
-    return scores.argmax(dim=-1)
+def row_argmax(x: torch.Tensor) -> torch.Tensor:
+    """Return the first largest entry of each row, int64 [rows]; the name `x` is SGLang's."""
+    return x.argmax(dim=-1)
 
 
 def sample_from(probs: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
@@ -166,6 +166,7 @@ def sample_chain_from_proposal(
     threshold_single: float,
     threshold_acc: float,
     deterministic: bool,
+    block_verification: bool = False,
 ) -> None:
     """Accept a draft that was drawn from q with min(1, p/q); else draw from (p - q)+.
 
@@ -177,8 +178,11 @@ def sample_chain_from_proposal(
         draft_probs: [bs, K, V], q of each draft; the rest is that of `sample_chain_target_only`.
 
     Raises:
-        ValueError: a threshold below 1, which would accept more than the target allows.
+        ValueError: a threshold below 1, which would accept more than the target allows, or block
+            verification, for which there is no operator here.
     """
+    if block_verification:
+        raise ValueError("block verification has no operator on the CPU platform")
     _check_thresholds(threshold_single, threshold_acc)
     _sample_chain(
         candidates[:, 1:].to(torch.int64),

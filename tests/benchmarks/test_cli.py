@@ -244,7 +244,7 @@ def test_kill_stops_the_server_and_keeps_what_is_finished(run, started, two, pro
     answers = two[0].answers
 
     def killed(body):
-        if len(two[0].requests) > 8:  # in the second task
+        if len(two[0].requests) > 6:  # in the second task
             os.kill(os.getpid(), signal.SIGTERM)
         return answers(body)
 

@@ -176,8 +176,8 @@ def test_a_stopped_demo_leaves_no_server(number):
         server = int(process.stdout.readline())
         os.kill(server, 0)
         process.send_signal(number)
-        assert process.wait(15) != 0
-    deadline = time.monotonic() + 5
+        assert process.wait(60) != 0
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{server}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -177,7 +177,7 @@ def test_verify_chain_greedy(case):
 
 # --- where they are installed ---
 
-# Where SGLang defines what each replacement stands for; the three last are None on a CPU.
+# Where SGLang defines what each replacement stands for; the last ones are None on a CPU.
 ORIGINALS = {
     "assign_req_to_token_pool_func": "sglang.srt.mem_cache.allocation",
     "gather_spec_extras": "sglang.kernels.ops.speculative.gather_spec_extras",
@@ -186,6 +186,8 @@ ORIGINALS = {
     "build_tree_kernel_efficient_func": "sglang.kernels.ops.speculative.spec_tree",
     "verify_tree_greedy_func": "sglang.kernels.ops.speculative.spec_tree",
     "tree_speculative_sampling_target_only": "sglang.kernels.ops.speculative.sampling",
+    "chain_speculative_sampling_triton": "sglang.kernels.ops.speculative.reject_sampling",
+    "row_argmax": "sglang.kernels.ops.speculative.row_argmax",
 }
 
 
