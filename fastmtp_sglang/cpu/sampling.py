@@ -181,9 +181,9 @@ def sample_chain_from_proposal(
         ValueError: a threshold below 1, which would accept more than the target allows, or block
             verification, for which there is no operator here.
     """
+    _check_thresholds(threshold_single, threshold_acc)
     if block_verification:
         raise ValueError("block verification has no operator on the CPU platform")
-    _check_thresholds(threshold_single, threshold_acc)
     _sample_chain(
         candidates[:, 1:].to(torch.int64),
         target_probs,
