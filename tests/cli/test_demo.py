@@ -142,6 +142,7 @@ def test_a_server_that_does_not_start_shows_its_log(run, monkeypatch):
 
 
 STOPPED = """
+import signal
 import sys
 from pathlib import Path
 import typer
@@ -159,6 +160,8 @@ def start(self):
     original(self)
 
 server_process.ServerProcess.start = start
+# A suite in the background of a shell inherits an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["demo", "--json"]
 typer.run(demo.demo)
 """
