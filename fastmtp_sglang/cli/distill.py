@@ -77,6 +77,10 @@ def distill(
         int, typer.Option(help="Of answers; the context bounds it too.")
     ] = 4096,
     prompt_temperature: Annotated[float, typer.Option(help="Of self-written prompts.")] = 1.0,
+    prompt_top_k: Annotated[
+        int,
+        typer.Option(help="Of self-written prompts; -1 for all tokens, which a CPU sorts slowly."),
+    ] = -1,
     prompt_top_p: Annotated[float, typer.Option(help="Of self-written prompts.")] = 0.95,
     prompt_max_tokens: Annotated[
         int, typer.Option(help="Longer self-written prompts are dropped.")
@@ -120,7 +124,7 @@ def distill(
     check_sampling(sampling)
     prompt_sampling = Sampling(
         temperature=prompt_temperature,
-        top_k=-1,
+        top_k=prompt_top_k,
         top_p=prompt_top_p,
         max_new_tokens=prompt_max_tokens,
     )

@@ -60,6 +60,48 @@ class AttentionCall:
     slots: torch.Tensor
     visible: torch.Tensor
     _masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    _rows: dict[Any, torch.Tensor] = field(default_factory=dict)
+    _gathered: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._flat_slots = self.slots.flatten()
+
+    def pack(self, query: torch.Tensor, key_heads: int) -> torch.Tensor:
+        """The rows of this call by key head: [b, key heads, rows of `mask`, head size].
+
+        Args:
+            query: [tokens, query heads, head size] of the whole batch.
+
+        The result is overwritten by the next layer's.
+        """
+        b, n = self.visible.shape
+        _, heads, size = query.shape
+        group = heads // key_heads
+        packed = self._rows.get((query.shape, key_heads))
+        if packed is None:
+            # Its padding rows stay zero.
+            shape = (b, key_heads, _round_up(group * n, _ROW_MULTIPLE), size)
+            packed = self._rows[query.shape, key_heads] = query.new_zeros(shape)
+        rows = query[self.tokens].view(b, n, key_heads, group, size).permute(0, 2, 3, 1, 4)
+        packed[:, :, : group * n].view(b, key_heads, group, n, size).copy_(rows)
+        return packed
+
+    def gather(self, what: str, cache: torch.Tensor) -> torch.Tensor:
+        """`what` ("keys" or "values") of this call, [b, key heads, L, head size].
+
+        Args:
+            cache: [slots, key heads, head size].
+
+        The result is overwritten by the next layer's: allocating these megabytes anew in each layer
+        costs more (page faults) than filling them.
+        """
+        heads, size = cache.shape[1:]
+        gathered = self._gathered.get((what, cache.dtype, heads, size))
+        if gathered is None:
+            gathered = cache.new_empty(len(self._flat_slots), heads, size)
+            self._gathered[what, cache.dtype, heads, size] = gathered
+        torch.index_select(cache, 0, self._flat_slots, out=gathered)
+        return gathered.view(*self.slots.shape, heads, size).transpose(1, 2)
 
     def mask(self, group_size: int, window: int) -> torch.Tensor:
         """Additive mask, float32 [b, 1, rows, L], rows = group_size * n padded to a multiple of 4.
@@ -180,29 +222,24 @@ def attend(
         scale: factor of the scores.
         window: sliding window, see `AttentionCall.mask`.
     """
-    b, width = call.slots.shape
-    n = call.visible.shape[1]
-    heads, size = query.shape[1:]
+    b, n = call.visible.shape
+    heads = query.shape[1]
     key_heads, value_size = value_cache.shape[1:]
     group = heads // key_heads
-    mask = call.mask(group, window)
-    rows = query[call.tokens].view(b, n, key_heads, group, size).permute(0, 2, 3, 1, 4)
-    padded = query.new_zeros(b, key_heads, mask.shape[2], size)
-    padded[:, :, : group * n].view(b, key_heads, group, n, size).copy_(rows)
-    flat = call.slots.flatten()
-    keys = key_cache.index_select(0, flat).view(b, width, key_heads, size)
-    values = value_cache.index_select(0, flat).view(b, width, key_heads, value_size)
-    if b * key_heads == 1 and padded.shape[2] <= _ROWS_PER_PRODUCT:
-        padded, keys, values = (t.expand(2, -1, -1, -1) for t in (padded, keys, values))
+    rows = call.pack(query, key_heads)
+    keys = call.gather("keys", key_cache).to(query.dtype)
+    values = call.gather("values", value_cache).to(query.dtype)
+    if b * key_heads == 1 and rows.shape[2] <= _ROWS_PER_PRODUCT:
+        rows, keys, values = (t.expand(2, -1, -1, -1) for t in (rows, keys, values))
     result = torch.nn.functional.scaled_dot_product_attention(
-        padded,
-        keys.transpose(1, 2).to(query.dtype),
-        values.transpose(1, 2).to(query.dtype),
-        attn_mask=mask.to(query.dtype),
-        scale=scale,
+        rows, keys, values, attn_mask=call.mask(group, window).to(query.dtype), scale=scale
     )
     result = result[:b, :, : group * n].view(b, key_heads, group, n, value_size)
-    output[call.tokens] = result.permute(0, 3, 1, 2, 4).reshape(b * n, heads, value_size)
+    result = result.permute(0, 3, 1, 2, 4)
+    if isinstance(call.tokens, slice):
+        output[call.tokens].view(b, n, key_heads, group, value_size).copy_(result)
+    else:
+        output[call.tokens] = result.reshape(b * n, heads, value_size)
 
 
 class CpuAttnBackend(AttentionBackend):

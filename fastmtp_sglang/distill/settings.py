@@ -45,7 +45,7 @@ _FLAGS = {
     "chat_template_sha256": "the chat template of --model",
     "prompts": "--prompts or --self-prompt",
     "sampling": "--temperature, --top-k, --top-p, --max-new-tokens",
-    "prompt_sampling": "--prompt-temperature, --prompt-top-p, --prompt-max-tokens",
+    "prompt_sampling": "--prompt-temperature, --prompt-top-k, --prompt-top-p, --prompt-max-tokens",
     "keep_truncated": "--keep-truncated",
 }
 

@@ -131,6 +131,7 @@ def test_nothing_answered_is_an_error(endpoint, command):
         (["--top-p", "0"], r"--top-p 0\.0: must be above 0"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0: must be at least 1"),
         (["--prompt-top-p", "2"], r"--prompt-top-p 2\.0"),
+        (["--prompt-top-k", "0"], r"--prompt-top-k 0"),
         (["--endpoint", "localhost:30000"], "must begin with http"),
         (["--model", "/no/such/model"], "no such directory"),
         (["--prompts", "/no/such.jsonl"], "no such file"),
