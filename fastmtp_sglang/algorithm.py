@@ -33,6 +33,8 @@ DEFAULT_MAX_RUNNING_REQUESTS = 48
 class FastMTPAlgorithm(CustomSpecAlgo):
     """The registered algorithm; SGLang looks it up by name wherever it asks about speculation."""
 
+    _adaptive = False
+
     def is_eagle(self) -> bool:
         """Join the EAGLE family: draft model, draft KV cache, hidden states, verification."""
         return True
@@ -88,6 +90,11 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         """
         plugin.announce()
         limits.refuse(server_args)
+        # Between this and `handle_server_args` SGLang takes the flag away from all but its own
+        # algorithms, with a warning that would be wrong here.
+        FastMTPAlgorithm._adaptive = server_args.speculative_adaptive
+        if server_args.speculative_adaptive:
+            server_args.speculative_adaptive = False
 
     def handle_server_args(self, server_args: Any) -> None:
         """Fill in our defaults and check that draft and target fit together.
@@ -97,6 +104,8 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         """
         if server_args.speculative_num_steps is None:
             server_args.speculative_num_steps = DEFAULT_NUM_STEPS
+        if FastMTPAlgorithm._adaptive:
+            server_args.speculative_adaptive = True
         # SGLang sizes buffers and context budgets from all three.
         server_args.speculative_eagle_topk = 1
         server_args.speculative_num_draft_tokens = server_args.speculative_num_steps + 1

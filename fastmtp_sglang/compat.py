@@ -104,6 +104,19 @@ HOOKS: tuple[Hook, ...] = (
         "batch batch_result",
     ),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2._forward_prefill_batch", "batch"),
+    # The choice of K.
+    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),
+    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.activate_step_by_batch"),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._capture_cuda_graphs", ""),
+    *(
+        Hook("override", f"{_SPEC}.adaptive_spec_params:AdaptiveSpeculativeParams.{name}", names)
+        for name, names in {
+            "set_cuda_graph_bs": "cuda_graph_bs",
+            "cuda_graph_bs_for_step": "step",
+            "get_steps_for_batch": "batch_size",
+            "on_verify_complete": "num_correct_drafts_per_req batch_size",
+        }.items()
+    ),
     # Verification.
     Hook(
         "override",

@@ -76,8 +76,11 @@ LIMITS: tuple[Limit, ...] = (
     ),
     Limit("speculative_accept_threshold_single", _LOSSY, "Remove it."),
     Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it."),
-    Limit("speculative_adaptive", _NOT_YET, "Remove it: K stays what you gave it."),
-    Limit("speculative_adaptive_config", _NOT_YET, "Remove it: K stays what you gave it."),
+    Limit(
+        "speculative_adaptive_config",
+        "is the table of batch sizes of SGLang's own policy; FASTMTP chooses K from measured times",
+        "Remove it; --speculative-num-steps is the largest K of --speculative-adaptive.",
+    ),
     Limit(
         "speculative_use_rejection_sampling",
         _NOT_YET,
@@ -148,6 +151,17 @@ LIMITS: tuple[Limit, ...] = (
 )
 
 
+# What --speculative-adaptive does not go with: each rank would measure other times and choose
+# another K, or the switch would lose what these wrap around SGLang's attention.
+_NOT_ADAPTIVE = (
+    ("tp_size", 1),
+    ("dp_size", 1),
+    ("enable_dp_attention", False),
+    ("enable_two_batch_overlap", False),
+    ("enable_pdmux", False),
+)
+
+
 def refuse(server_args: Any) -> None:
     """Check SGLang's arguments against the table.
 
@@ -161,6 +175,14 @@ def refuse(server_args: Any) -> None:
         value = getattr(server_args, limit.field)
         if limit.applies(value):
             raise FastMTPError(f"{limit.flag} {value} {limit.reason}. {limit.remedy}")
+    if server_args.speculative_adaptive:
+        for field, alone in _NOT_ADAPTIVE:
+            if (value := getattr(server_args, field)) != alone:
+                flag = "--" + field.replace("_", "-")
+                raise FastMTPError(
+                    f"--speculative-adaptive does not work with {flag} {value} yet. Remove one of "
+                    "the two."
+                )
     steps = server_args.speculative_num_steps
     drafts = server_args.speculative_num_draft_tokens
     if drafts is not None and (steps is None or drafts != steps + 1):

@@ -3,13 +3,15 @@
 Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV cache are
 SGLang's. What differs is the memory, since the head's embedding and lm_head are the target's
 tensors from the moment the head is loaded, before the KV pool is sized; with a draft vocabulary,
-the last layer (`draft_head`), which each request's language steers (`routing`); and what
-verification is given and leaves behind (`verification`).
+the last layer (`draft_head`), which each request's language steers (`routing`); what verification
+is given and leaves behind (`verification`); and the choice of K (`adaptive`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +20,10 @@ from sglang.srt.platforms import current_platform
 from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.speculative import eagle_worker_v2
+from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
+from fastmtp_sglang.adaptive import AdaptiveSteps
 from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.routing_log import RoutingLog
@@ -124,7 +128,30 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 batch_result.accept_lens,
             )
             self._routing_log.step()
-        super()._draft_extend_for_decode(batch, batch_result, **kwargs)
+        with self._scoring_only_for_drafts():
+            super()._draft_extend_for_decode(batch, batch_result, **kwargs)
+
+    def _capture_cuda_graphs(self) -> None:
+        with self._scoring_only_for_drafts():
+            super()._capture_cuda_graphs()
+
+    @contextmanager
+    def _scoring_only_for_drafts(self) -> Iterator[None]:
+        """At K = 0, spare the head its last layer: the head's keys are needed later, its token not.
+
+        The first draft after such a step is token 0, which verification rejects.
+        """
+        if self.speculative_num_steps > 0:
+            yield
+            return
+        processor = self.draft_runner.model.logits_processor
+        processor._get_logits = lambda hidden_states, *_, **__: hidden_states.new_zeros(
+            len(hidden_states), 1, dtype=torch.float32
+        )
+        try:
+            yield
+        finally:
+            del processor._get_logits
 
 
 class FastMTPWorker(EAGLEWorkerV2):
@@ -142,12 +169,24 @@ class FastMTPWorker(EAGLEWorkerV2):
             self.target_worker.model_config.vocab_size, self.target_worker.device
         )
         self._verification.install()
+        self._adaptive: AdaptiveSteps | None = None
+        if get_spec().speculative_adaptive:
+            self._adaptive = AdaptiveSteps(self.speculative_num_steps)
+            self.adaptive_controller = AdaptiveController(self, self._adaptive)
+            # It reports each switch, and a look at another K is two.
+            logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self._adaptive is not None:
+            self._adaptive.disturb()
         self._verification.before_prefill(batch)
         result = super()._forward_prefill_batch(batch, *args, **kwargs)
         self._verification.after_prefill(batch, result.next_token_ids)
         return result
+
+
+def _no_switches(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Switch adaptive runtime state")
 
 
 def _parameter_bytes(model: torch.nn.Module) -> int:

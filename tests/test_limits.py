@@ -22,6 +22,7 @@ FIELDS = {field.name: field for field in msgspec.structs.fields(ServerArgs)}
 DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 # Arguments of speculation in general that SGLang reads for our worker as for its own.
 HONOURED = {
+    "speculative_adaptive",
     "speculative_algorithm",
     "speculative_attention_mode",
     "speculative_boundary_reduction",
@@ -139,6 +140,18 @@ def test_draft_tokens_must_follow_from_the_steps(steps, tokens):
     assert "Give --speculative-num-steps alone." in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tp_size", 2), ("dp_size", 2), ("enable_two_batch_overlap", True), ("enable_pdmux", True)],
+)
+def test_adaptive_k_refuses_what_it_cannot_follow(field, value):
+    limits.refuse(arguments(**{field: value}))
+    limits.refuse(arguments(speculative_adaptive=True))
+    flag = "--" + field.replace("_", "-")
+    with pytest.raises(FastMTPError, match=f"--speculative-adaptive .* {flag} {value} yet"):
+        limits.refuse(arguments(speculative_adaptive=True, **{field: value}))
+
+
 # --- SGLang's resolution, up to where it would read weights ---
 
 
@@ -184,6 +197,17 @@ def test_given_values_stay(directory):
     assert resolved(args, "num_steps", "eagle_topk", "num_draft_tokens") == [2, 1, 3]
     assert resolved(args, "draft_model_path") == [str(directory / "head")]
     assert resolution_result(args, "max_running_requests") == 5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_adaptive_k_starts_at_the_largest(directory, caplog, steps):
+    """SGLang's own policy would have wanted 0, 1, 3, 5 or 7, and warns that it is off."""
+    flags = ("--speculative-adaptive", "--speculative-num-steps", str(steps))
+    args = resolve("--model-path", str(directory / "mimo"), *flags)
+    assert resolved(args, "adaptive", "num_steps", "num_draft_tokens") == [True, steps, steps + 1]
+    assert "speculative_adaptive disabled" not in caplog.text
+    fixed = resolve("--model-path", str(directory / "mimo"))
+    assert not resolution_result(fixed, "speculative_adaptive")
 
 
 def test_a_head_of_its_own_for_a_target_with_a_native_one(directory):

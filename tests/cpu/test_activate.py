@@ -23,7 +23,8 @@ OURS = EntryPoint(cpu.PLATFORM_NAME, "fastmtp_sglang.cpu:activate", PLATFORM_PLU
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch):
     """No accelerator, no other platform plugin, no choice by the user."""
-    for name in ("FASTMTP_CPU", "SGLANG_USE_CPU_ENGINE", "MKL_CBWR"):
+    names = ("FASTMTP_CPU", "SGLANG_USE_CPU_ENGINE", "MKL_CBWR", "GOMP_SPINCOUNT")
+    for name in (*names, "OMP_WAIT_POLICY"):
         # Set before it is deleted: so what `activate` sets is undone too.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -141,3 +142,15 @@ def test_importing_it_costs_nothing():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_threads_do_not_spin_for_long():
+    cpu.activate()
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_how_threads_wait_is_the_users_choice(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    cpu.activate()
+    assert os.environ.get("GOMP_SPINCOUNT") == ("1" if name == "GOMP_SPINCOUNT" else None)

@@ -74,6 +74,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         # Only so are SGLang's own penalties those of the tokens before (`penalties`).
         "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),
         "mimo-native": (checkpoints.mimo, speculate),
+        "mimo-adaptive": (checkpoints.mimo, (*speculate, "--speculative-adaptive")),
         # The other scheduling, another K, small chunks and pages: what the first one leaves out.
         "mimo-head-synchronous": (
             checkpoints.mimo,
@@ -89,6 +90,13 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             (
                 *(*speculate, draft, str(checkpoints.chains_head)),
                 *("--enable-metrics", "--decode-log-interval", "5"),
+            ),
+        ),
+        "chains-adaptive": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                *("--speculative-adaptive", "--disable-overlap-schedule"),
             ),
         ),
         "chains-english-only": (
