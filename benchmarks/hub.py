@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastmtp_benchmarks.tasks import Conversation, Task
+from fastmtp_benchmarks.task import Conversation, Task
 from fastmtp_sglang.errors import FastMTPError
 
 _SPEC_BENCH = (

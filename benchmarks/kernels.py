@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from fastmtp_benchmarks.environment import save
-from fastmtp_kernels.draft_logits import DraftLogits, DraftOptions, make_draft_logits
+from fastmtp_kernels.draft_logits import DraftLogits, DraftOptions
+from fastmtp_kernels.factory import make_draft_logits
 from fastmtp_kernels.slots import DraftSlots
 
 _SEED = 20250918

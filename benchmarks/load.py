@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from fastmtp_benchmarks.endpoint import Answer, Endpoint, Sampling
 from fastmtp_benchmarks.records import Record
-from fastmtp_benchmarks.tasks import Conversation, Task
+from fastmtp_benchmarks.task import Conversation, Task
 
 
 @dataclass(frozen=True)

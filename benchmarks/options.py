@@ -15,7 +15,8 @@ from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_benchmarks.load import Level
 from fastmtp_benchmarks.runs import Plan
 from fastmtp_benchmarks.shapes import parse_shape, shape_task
-from fastmtp_benchmarks.tasks import Task, load_tasks
+from fastmtp_benchmarks.task import Task
+from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
 

@@ -23,7 +23,7 @@ from fastmtp_benchmarks.records import Record, SpecCounters
 from fastmtp_benchmarks.report import write_report
 from fastmtp_benchmarks.rows import Row, make_row
 from fastmtp_benchmarks.store import Cell, CellInfo, Store, cell_name
-from fastmtp_benchmarks.tasks import Task
+from fastmtp_benchmarks.task import Task
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.server_process import ServerProcess
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fastmtp_benchmarks.tasks import Conversation, Task
+from fastmtp_benchmarks.task import Conversation, Task
 from fastmtp_sglang.errors import FastMTPError
 
 _SHAPE = re.compile(r"([1-9][0-9]*)x([1-9][0-9]*)")

@@ -14,48 +14,21 @@ the served model answers the turns itself.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmtp_sglang.distill.prompts import BadRowError, parse_conversation
+from fastmtp_benchmarks.task import Conversation, Task
+from fastmtp_sglang.conversations import BadRowError, parse_conversation
 from fastmtp_sglang.errors import FastMTPError
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+ -]{0,63})=(.+)", re.DOTALL)
 _DATASETS = "datasets:"
 HUB = "hub:"
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """User turns, asked in order; `output_length` fixes the tokens of every answer."""
-
-    id: str
-    turns: tuple[str, ...]
-    system: str | None = None
-    output_length: int | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """Conversations that are reported together."""
-
-    name: str
-    conversations: tuple[Conversation, ...]
-
-    @property
-    def digest(self) -> str:
-        """Changes with whatever is asked."""
-        content = json.dumps(
-            [(c.id, c.turns, c.system, c.output_length) for c in self.conversations]
-        )
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:

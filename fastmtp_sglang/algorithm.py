@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from fastmtp_sglang import limits, plugin, stops
+from fastmtp_sglang import identity, limits, stops
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         Raises:
             FastMTPError: with the flag, its value, the reason and the remedy.
         """
-        plugin.announce()
+        identity.announce()
         limits.refuse(server_args)
         # Between this and `handle_server_args` SGLang takes the flag away from all but its own
         # algorithms, with a warning that would be wrong here.
@@ -151,8 +151,8 @@ class FastMTPAlgorithm(CustomSpecAlgo):
     def _resolve_vocabulary(server_args: Any, draft_path: str, target: Any) -> None:
         from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
+        from fastmtp_sglang.fingerprint import tokenizer_fingerprint
         from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
-        from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
 
         path = server_args.speculative_token_map
         if path is None:
@@ -189,7 +189,7 @@ def worker_class(server_args: Any) -> type:
     from fastmtp_sglang.head.serving import FastMTPHead
     from fastmtp_sglang.worker import FastMTPWorker
 
-    plugin.announce()
+    identity.announce()
     stops.install()
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
     ModelRegistry.models["MiMoMTP"] = MiMoMTP

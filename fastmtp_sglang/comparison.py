@@ -8,7 +8,7 @@ drafts / verifications, from SGLang's raw counters over all answers of a server:
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,10 @@ def _follow(response: httpx.Response, on_text: Callable[[str], None]) -> dict[st
     """Hand on the new text of each event; return the last event, which holds the whole answer."""
     final: dict[str, Any] | None = None
     shown = 0
-    for line in response.iter_lines():
-        if not line.startswith("data: ") or line == "data: [DONE]":
+    for line in _lines(response):
+        if not line.startswith(b"data: ") or line == b"data: [DONE]":
             continue
-        final = json.loads(line.removeprefix("data: "))
+        final = json.loads(line.removeprefix(b"data: "))
         if "error" in final:
             raise FastMTPError(f"{response.url} failed while streaming: {final['error']}")
         on_text(final["text"][shown:])
@@ -84,6 +84,15 @@ def _follow(response: httpx.Response, on_text: Callable[[str], None]) -> dict[st
     if final is None:
         raise FastMTPError(f"{response.url} streamed no answer")
     return final
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Yield lines as server-sent events end them; httpx also cuts at U+2028, which texts hold."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line.rstrip(b"\r") for line in lines)
+    yield rest
 
 
 def acceptance_length(answers: Sequence[Answer]) -> float | None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
-from fastmtp_kernels.draft_logits import DraftOptions, make_draft_logits
+from fastmtp_kernels.draft_logits import DraftOptions
+from fastmtp_kernels.factory import make_draft_logits
 from fastmtp_kernels.slots import DraftSlots
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.routing import Router

@@ -7,12 +7,10 @@ which only the scheduler process calls.
 
 import logging
 
-from fastmtp_sglang import __version__, compat
+from fastmtp_sglang import compat
+from fastmtp_sglang.identity import ALGORITHM, announce
 
 logger = logging.getLogger(__name__)
-
-ALGORITHM = "FASTMTP"
-_announced = False
 
 
 def register() -> None:
@@ -51,18 +49,3 @@ def register() -> None:
         HookType.AFTER,
     )
     announce()
-
-
-def announce() -> None:
-    """Log what is registered, once per process and as soon as the process shows its log.
-
-    SGLang loads plugins before it configures logging; the algorithm calls this again when used.
-    """
-    global _announced
-    if not _announced and logger.isEnabledFor(logging.INFO):
-        _announced = True
-        logger.info(
-            "fastmtp-sglang %s: registered --speculative-algorithm fastmtp "
-            "(draft heads: FastMTPHead, and the target's native MTP layer)",
-            __version__,
-        )

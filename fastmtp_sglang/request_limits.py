@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastmtp_sglang.identity import ALGORITHM
+
 if TYPE_CHECKING:
     from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -63,8 +65,6 @@ def refuse(params: SamplingParams) -> None:
 def check(result: None, params: SamplingParams, *args: object) -> None:
     """Hook after `SamplingParams.verify`; does nothing in servers that do not use FASTMTP."""
     from sglang.srt.runtime_context import get_context, get_spec
-
-    from fastmtp_sglang.plugin import ALGORITHM
 
     if get_context().is_config_namespace_published("spec"):
         algorithm = get_spec().speculative_algorithm

@@ -2,8 +2,8 @@
 
 ``hidden [B, D]`` and a language id a row go in, ``DraftTokens`` come out; the logits are never
 written. ``TritonDraftLogits`` (GPU) and ``TorchDraftLogits`` (CPU) implement it, and
-``make_draft_logits`` picks by the device of the head. Everything is validated there, once, when
-the model is loaded; a call checks nothing on the device and never waits for it, so that it can be
+``factory.make_draft_logits`` picks one. Everything is validated at construction, once, when the
+model is loaded; a call checks nothing on the device and never waits for it, so that it can be
 captured in a CUDA graph and replayed with other hidden states and other languages.
 
 The rules, the same for both implementations and for the float64 reference:
@@ -149,26 +149,3 @@ class DraftLogits(ABC):
     @abstractmethod
     def warm_up(self) -> None:
         """Compile whatever a later call could need, so that no call pauses to do so."""
-
-
-def make_draft_logits(
-    head: Tensor, slots: DraftSlots, options: DraftOptions | None = None, *, packed: bool = False
-) -> DraftLogits:
-    """Return the implementation for the head's device.
-
-    Args:
-        head: [V, D] float matrix, this rank's share of the target's head.
-        slots: from ``DraftSlots.build``, for the same shard.
-        options: see ``DraftOptions``.
-        packed: on a GPU, copy the union of all lists into slot order instead of gathering rows from
-            the live head: contiguous reads for the memory of the copy. The CPU always packs, a
-            float32 copy a list, the full vocabulary's included.
-    """
-    options = options or DraftOptions()
-    if head.device.type == "cpu":
-        from fastmtp_kernels.torch_draft import TorchDraftLogits
-
-        return TorchDraftLogits(head, slots, options)
-    from fastmtp_kernels.triton_draft import TritonDraftLogits
-
-    return TritonDraftLogits(head, slots, options, packed=packed)

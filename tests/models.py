@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from fastmtp_sglang import smollm2
+from fastmtp_sglang.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.head.checkpoint import save_head
 from fastmtp_sglang.head.compatibility import mimo_name
 from fastmtp_sglang.head.config import FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
-from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
 
 SEED = 20250918
 LOOPS = range(1500, 1512)

@@ -152,6 +152,13 @@ def test_streamed_text_arrives_in_pieces(server):
     assert server.asked["stream"] is True
 
 
+def test_characters_that_python_takes_for_line_ends(server):
+    text = "a\u2028b\u0085c\rd"
+    event = json.dumps({**FINAL, "text": text}, ensure_ascii=False)
+    server.reply = 200, f"data: {event}\n\ndata: [DONE]\n\n"
+    assert ask(server.url, "Hi", 5, lambda piece: None).text == text
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [

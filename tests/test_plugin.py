@@ -22,7 +22,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from fastmtp_sglang import algorithm as algorithm_module
-from fastmtp_sglang import plugin
+from fastmtp_sglang import identity, plugin
 
 SGLANG = Path(sglang.__file__).parent
 
@@ -41,7 +41,7 @@ def algorithm(registry):
 
 
 def test_registration(registry, caplog, monkeypatch):
-    monkeypatch.setattr(plugin, "_announced", False)
+    monkeypatch.setattr(identity, "_announced", False)
     with caplog.at_level(logging.INFO, logger="fastmtp_sglang"):
         plugin.register()
     assert list(registry) == ["FASTMTP"]
@@ -51,13 +51,13 @@ def test_registration(registry, caplog, monkeypatch):
 
 def test_the_line_waits_for_a_log_that_shows_it(algorithm, caplog, monkeypatch):
     """SGLang loads plugins before it configures logging."""
-    monkeypatch.setattr(plugin, "_announced", False)
+    monkeypatch.setattr(identity, "_announced", False)
     with caplog.at_level(logging.WARNING, logger="fastmtp_sglang"):
-        plugin.announce()
+        identity.announce()
     assert caplog.records == []
     with caplog.at_level(logging.INFO, logger="fastmtp_sglang"):
-        plugin.announce()
-        plugin.announce()
+        identity.announce()
+        identity.announce()
     assert len(caplog.records) == 1
 
 

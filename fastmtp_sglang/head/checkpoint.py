@@ -42,9 +42,9 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from fastmtp_sglang.fingerprint import tokenizer_fingerprint
     from fastmtp_sglang.head.config import FastMTPConfig
     from fastmtp_sglang.head.module import FastMTPHead
-    from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
 
     target_config = AutoConfig.from_pretrained(target)
     config = FastMTPConfig.from_target(

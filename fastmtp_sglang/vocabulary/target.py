@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
+from fastmtp_sglang.fingerprint import tokenizer_fingerprint
 
 _SPM_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPM_SPACE = "\u2581"

@@ -10,7 +10,7 @@ import pytest
 from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_benchmarks.load import Level, Outcome, fastest, press, warm_up_task
 from fastmtp_benchmarks.native import NativeEndpoint
-from fastmtp_benchmarks.tasks import Conversation, Task
+from fastmtp_benchmarks.task import Conversation, Task
 from fastmtp_sglang.errors import FastMTPError
 
 

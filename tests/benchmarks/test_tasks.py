@@ -10,7 +10,8 @@ import types
 import pytest
 
 from fastmtp_benchmarks.shapes import parse_shape, shape_task
-from fastmtp_benchmarks.tasks import Conversation, Task, load_tasks
+from fastmtp_benchmarks.task import Conversation, Task
+from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.errors import FastMTPError
 
 

@@ -9,12 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastmtp_sglang.distill.prompts import (
-    BadRowError,
-    Conversation,
-    open_prompts,
-    parse_conversation,
-)
+from fastmtp_sglang.conversations import BadRowError, Conversation, parse_conversation
+from fastmtp_sglang.distill.prompts import open_prompts
 from fastmtp_sglang.errors import FastMTPError
 
 ROWS = [

@@ -2,7 +2,8 @@ import pytest
 import torch
 from kernel_cases import assert_matches_reference, draft, draft_sharded, random_case
 
-from fastmtp_kernels.draft_logits import DraftOptions, make_draft_logits
+from fastmtp_kernels.draft_logits import DraftOptions
+from fastmtp_kernels.factory import make_draft_logits
 from fastmtp_kernels.slots import DraftSlots
 from fastmtp_kernels.torch_draft import TorchDraftLogits
 

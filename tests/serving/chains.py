@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from fastmtp_sglang.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary, default_routes
-from fastmtp_sglang.vocabulary.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.vocabulary.scripts import Script
 
 VOCAB_SIZE = 49152

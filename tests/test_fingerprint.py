@@ -6,7 +6,7 @@ Run alone: pytest tests/vocabulary/test_fingerprint.py
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
-from fastmtp_sglang.vocabulary.fingerprint import fingerprint_of_tokens, tokenizer_fingerprint
+from fastmtp_sglang.fingerprint import fingerprint_of_tokens, tokenizer_fingerprint
 
 TOKENS = {"a": 0, "b": 1, "Ġ的": 2}
 PINNED = "sha256:f86177bb4d1dfcd10a154188e37ed22769ed61eb2d737ba99d64400af4d8a561"
