@@ -153,7 +153,7 @@ LIMITS: tuple[Limit, ...] = (
 
 # What --speculative-adaptive does not go with: each rank would measure other times and choose
 # another K, or the switch would lose what these wrap around SGLang's attention.
-_NOT_ADAPTIVE = (
+NOT_ADAPTIVE = (
     ("tp_size", 1),
     ("dp_size", 1),
     ("enable_dp_attention", False),
@@ -176,7 +176,7 @@ def refuse(server_args: Any) -> None:
         if limit.applies(value):
             raise FastMTPError(f"{limit.flag} {value} {limit.reason}. {limit.remedy}")
     if server_args.speculative_adaptive:
-        for field, alone in _NOT_ADAPTIVE:
+        for field, alone in NOT_ADAPTIVE:
             if (value := getattr(server_args, field)) != alone:
                 flag = "--" + field.replace("_", "-")
                 raise FastMTPError(

@@ -95,7 +95,8 @@ def test_the_wheels_metadata(wheel):
     metadata = wheel.read(f"{folder}/METADATA").decode()
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
-    assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    for name in ("LICENSE", "NOTICE"):
+        assert wheel.read(f"{folder}/licenses/{name}") == (ROOT / name).read_bytes()
 
 
 def test_the_sdist_is_enough_to_build_and_to_read(distributions):

@@ -1,0 +1,103 @@
+"""The page docs/limits.md: what works and how that was seen, and every refusal, from its table.
+
+    python -m fastmtp_sglang.support > docs/limits.md
+
+A test compares the page with what this prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fastmtp_sglang.limits import LIMITS, NOT_ADAPTIVE, Limit
+from fastmtp_sglang.request_limits import REQUEST_LIMITS
+
+# Feature, and the tests that show it; each is a file of this repository.
+WORKS = (
+    ("greedy decoding, any batch size, streamed or not", "tests/serving/test_equality.py"),
+    ("overlap and synchronous scheduling", "tests/serving/test_equality.py"),
+    ("chunked prefill, page sizes 1 and 16, prefix cache", "tests/serving/test_equality.py"),
+    ("EOS, stop token ids, stop strings, every output length", "tests/serving/test_equality.py"),
+    (
+        "frequency, presence and repetition penalty, logit_bias, min_new_tokens",
+        "tests/serving/test_penalties.py",
+    ),
+    ("temperature, top_k and top_p", "tests/test_filters.py"),
+    ("logprobs of output tokens, top logprobs", "tests/serving/test_penalties.py"),
+    ("draft vocabularies, a list for each row of a batch", "tests/serving/test_routing.py"),
+    ("K chosen while serving (--speculative-adaptive)", "tests/serving/test_adaptive.py"),
+    ("`sglang serve`, `python -m sglang.launch_server`", "tests/serving/test_entry_points.py"),
+    ("`sglang.Engine`", "tests/serving/test_entry_points.py"),
+    ("heads for Llama, Qwen2, Qwen3; MiMo's native layer", "tests/serving/test_hidden_states.py"),
+)
+# Written for, and never run: no GPU was at hand.
+UNPROVEN = (
+    "CUDA and ROCm: graphs, attention backends, the Triton kernels (interpreted and compiled only)",
+    "tensor parallelism; with a draft vocabulary it needs one collective a draft step",
+    "quantized targets; a draft vocabulary refuses a quantized lm_head",
+    "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
+)
+
+
+def page() -> str:
+    """Return docs/limits.md, in markdown."""
+    return "\n".join(
+        (
+            "# What works, and what is refused",
+            "",
+            "Made by `python -m fastmtp_sglang.support` from the tables that refuse; do not edit.",
+            "",
+            "## Works on a CPU, token for token",
+            "",
+            *_table(("feature", "shown by"), ((what, f"`{test}`") for what, test in WORKS)),
+            "",
+            "## Not proven",
+            "",
+            *(f"- {what}" for what in UNPROVEN),
+            "",
+            "## Refused at start-up",
+            "",
+            "Before any weight is read, with the flag, its value, the reason and the way out.",
+            "",
+            *_table(
+                ("flag", "refused", "reason", "instead"),
+                ((f"`{x.flag}`", _when(x), x.reason, x.remedy) for x in LIMITS),
+            ),
+            "",
+            "With `--speculative-adaptive` also: "
+            + ", ".join(f"`--{field.replace('_', '-')}`" for field, _ in NOT_ADAPTIVE)
+            + ".",
+            "",
+            "## Refused requests",
+            "",
+            "HTTP 400; the other requests of the batch go on.",
+            "",
+            *_table(
+                ("parameter", "refused", "reason"),
+                (
+                    (
+                        f"`{limit.parameter}`",
+                        "when sampling" if limit.when_sampling else "always",
+                        limit.reason,
+                    )
+                    for limit in REQUEST_LIMITS
+                ),
+            ),
+            "",
+        )
+    )
+
+
+def _when(limit: Limit) -> str:
+    if limit.refused is None:
+        return "any other value than the default"
+    return ", ".join(f"`{value}`" for value in (0, 1, 2, 8) if limit.applies(value))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+if __name__ == "__main__":
+    print(page(), end="")
