@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from fastmtp_sglang import identity, limits, stops
+from fastmtp_sglang import identity, limits, request_limits, stops
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
                 DEFAULT_MAX_RUNNING_REQUESTS,
             )
         self._resolve_draft(server_args)
+        request_limits.install()
 
     @staticmethod
     def _resolve_draft(server_args: Any) -> None:

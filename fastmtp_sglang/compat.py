@@ -117,6 +117,12 @@ HOOKS: tuple[Hook, ...] = (
             "on_verify_complete": "num_correct_drafts_per_req batch_size",
         }.items()
     ),
+    # Requests.
+    Hook(
+        "override",
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
+        "obj input_ids",
+    ),
     # Verification.
     Hook(
         "override",

@@ -2,13 +2,15 @@
 or applies to the wrong tokens, so that answers would silently differ from the model's own.
 
 SGLang calls `check` after its own validation of each request's parameters, in the process that
-receives requests; the client gets HTTP 400 with the text.
+receives requests; the client gets HTTP 400 with the text. So does a prompt with token ids that the
+model does not have: they would kill the scheduler, and all other requests with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastmtp_sglang.identity import ALGORITHM
 
@@ -70,3 +72,32 @@ def check(result: None, params: SamplingParams, *args: object) -> None:
         algorithm = get_spec().speculative_algorithm
         if algorithm is not None and algorithm.upper() == ALGORITHM:
             refuse(params)
+
+
+def refuse_token_ids(input_ids: Sequence[Any] | None, vocab_size: int) -> None:
+    """Check a prompt that comes as token ids.
+
+    Raises:
+        ValueError: for the first that is no id of the vocabulary; SGLang answers HTTP 400.
+    """
+    for position, token in enumerate(input_ids or ()):
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise ValueError(
+                f"input_ids[{position}] is {token!r}; token ids of this model are the integers "
+                f"from 0 to {vocab_size - 1}."
+            )
+
+
+def install() -> None:
+    """Let SGLang's tokenizer manager check token ids too, in this process; idempotent."""
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    stock = TokenizerManager._validate_one_request
+    if stock.__module__ == __name__:
+        return
+
+    def validate(manager: TokenizerManager, obj: Any, input_ids: list[int]) -> None:
+        refuse_token_ids(input_ids, manager.model_config.vocab_size)
+        stock(manager, obj, input_ids)
+
+    TokenizerManager._validate_one_request = validate

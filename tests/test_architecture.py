@@ -78,7 +78,7 @@ def wing(name: str) -> str:
         return "serving"
     if part in TRAINING:
         return "training"
-    return "cli" if part in ("cli", "diagnosis", "__main__") else "core"
+    return "cli" if part in ("cli", "diagnosis", "support", "__main__") else "core"
 
 
 ALLOWED = {

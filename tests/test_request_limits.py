@@ -59,3 +59,31 @@ def test_nothing_is_known_outside_a_server(monkeypatch):
     context = SimpleNamespace(is_config_namespace_published=lambda name: False)
     monkeypatch.setattr(runtime_context, "get_context", lambda: context)
     request_limits.check(None, params(sampling_seed=3), 100)
+
+
+@pytest.mark.parametrize("token", [-1, 100, 10**12, 1.5, True, None, "3", [1]])
+def test_token_ids_that_the_model_does_not_have(token):
+    request_limits.refuse_token_ids([0, 99], 100)
+    request_limits.refuse_token_ids(None, 100)
+    with pytest.raises(ValueError, match=r"input_ids\[1\] is .* from 0 to 99"):
+        request_limits.refuse_token_ids([5, token], 100)
+
+
+def test_the_tokenizer_manager_checks_them_once(monkeypatch):
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    asked = []
+
+    def stock(manager, obj, input_ids):
+        asked.append(input_ids)
+
+    monkeypatch.setattr(TokenizerManager, "_validate_one_request", stock)
+    request_limits.install()
+    installed = TokenizerManager._validate_one_request
+    request_limits.install()
+    assert TokenizerManager._validate_one_request is installed
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=10))
+    installed(manager, None, [9])
+    with pytest.raises(ValueError, match="input_ids"):
+        installed(manager, None, [10])
+    assert asked == [[9]]
