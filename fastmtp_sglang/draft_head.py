@@ -33,6 +33,7 @@ class DraftHead:
 
     Attributes:
         router: which list each request slot drafts from.
+        is_stale: whether the lm_head has changed since the kernel last read what it copies of it.
         batch: the batch of the present forward pass or draft; SGLang passes it to the processor,
             but not on to where the logits are computed.
         next_ids: int64 [num_slots], the latest draft token of each request slot.
@@ -75,14 +76,11 @@ class DraftHead:
         self._logits.warm_up()
         self._gathers = processor.do_tensor_parallel_all_gather
         self.router = Router(vocabulary, num_slots, weight.device)
+        self.is_stale = False
         self.batch: ForwardBatch | None = None
         self.next_ids = torch.zeros(num_slots, dtype=torch.int64, device=weight.device)
         processor.__class__ = DraftLogitsProcessor
         processor.draft_head = self
-
-    def refresh(self) -> None:
-        """Read the lm_head again where the kernel works on a copy, after its weights changed."""
-        self._logits.refresh()
 
     def score(self, hidden_states: Tensor) -> Tensor:
         """Draft one token for each request of `self.batch` and store its id.
@@ -95,6 +93,10 @@ class DraftHead:
             float32 [rows of `hidden_states`, 1], zeros: the only candidate of each row.
         """
         assert self.batch is not None
+        if self.is_stale:
+            # On a GPU rows are read from the live lm_head: nothing to do, and never in a graph.
+            self._logits.refresh()
+            self.is_stale = False
         slots = self.batch.req_pool_indices
         rows = hidden_states.shape[0]
         if rows and len(slots):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         num_slots = self.req_to_token_pool.req_to_token.shape[0]
         self.draft_head = DraftHead(vocabulary, model.lm_head, model.logits_processor, num_slots)
         self.hot_token_id = NextTokenIds(self.draft_head)
+        self._watch_weight_updates(self.draft_head)
         self._routing_log = RoutingLog(
             self.draft_head.router,
             get_observability().decode_log_interval,
@@ -105,6 +107,16 @@ class FastMTPDraftWorker(EagleDraftWorker):
             ", ".join(f"{name} {len(ids)}" for name, ids in vocabulary.ids.items()),
             vocabulary.vocab_size,
         )
+
+    def _watch_weight_updates(self, draft_head: DraftHead) -> None:
+        """SGLang asks for the target's runners whenever it is about to change its weights."""
+        stock = self.target_worker.weight_update_runners
+
+        def weight_update_runners() -> list[tuple[str, ModelRunner]]:
+            draft_head.is_stale = True
+            return stock()
+
+        self.target_worker.weight_update_runners = weight_update_runners
 
     def draft_forward(self, forward_batch: ForwardBatch) -> Any:
         """Draft the chain; the first token comes from the preceding draft extension."""

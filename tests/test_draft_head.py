@@ -136,3 +136,30 @@ def test_a_list_of_a_shard(weight):
 def test_a_head_whose_rows_cannot_be_read_is_refused(fields):
     with pytest.raises(FastMTPError, match="--speculative-token-map needs an lm_head whose rows"):
         DraftHead(vocabulary(), lm_head(**fields), processor(), SLOTS)
+
+
+def test_rows_are_read_again_after_a_weight_update(head, weight):
+    """The CPU's lists hold copies; SGLang writes new values into the lm_head that they came from."""
+    hidden = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(3))
+    head.batch = batch([3])
+    head.score(hidden)
+    old = int(head.next_ids[3])
+    weight.neg_()
+    head.score(hidden)
+    assert int(head.next_ids[3]) == old
+    head.is_stale = True
+    head.score(hidden)
+    assert int(head.next_ids[3]) == best(weight, hidden[0], torch.arange(VOCAB)) != old
+    assert not head.is_stale
+
+
+def test_a_weight_update_makes_the_lists_stale():
+    from fastmtp_sglang.worker import FastMTPDraftWorker
+
+    worker = FastMTPDraftWorker.__new__(FastMTPDraftWorker)
+    worker.target_worker = SimpleNamespace(weight_update_runners=lambda: [("target", None)])
+    draft_head = SimpleNamespace(is_stale=False)
+    worker._watch_weight_updates(draft_head)
+    assert not draft_head.is_stale
+    assert worker.target_worker.weight_update_runners() == [("target", None)]
+    assert draft_head.is_stale
