@@ -139,7 +139,7 @@ def test_a_head_whose_rows_cannot_be_read_is_refused(fields):
 
 
 def test_rows_are_read_again_after_a_weight_update(head, weight):
-    """The CPU's lists hold copies; SGLang writes new values into the lm_head that they came from."""
+    """The CPU's lists hold copies of an lm_head that SGLang may write new values into."""
     hidden = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(3))
     head.batch = batch([3])
     head.score(hidden)
