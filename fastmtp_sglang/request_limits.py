@@ -2,8 +2,8 @@
 or applies to the wrong tokens, so that answers would silently differ from the model's own.
 
 SGLang calls `check` after its own validation of each request's parameters, in the process that
-receives requests; the client gets HTTP 400 with the text. So does a prompt with token ids that the
-model does not have: they would kill the scheduler, and all other requests with it.
+receives requests; the client gets HTTP 400 with the text. So does a prompt without tokens, or
+with ids that the model does not have: they would kill the scheduler, and all other requests.
 """
 
 from __future__ import annotations
@@ -75,11 +75,13 @@ def check(result: None, params: SamplingParams, *args: object) -> None:
 
 
 def refuse_token_ids(input_ids: Sequence[Any] | None, vocab_size: int) -> None:
-    """Check a prompt that comes as token ids.
+    """Check the token ids of a prompt; None where it comes as embeddings.
 
     Raises:
-        ValueError: for the first that is no id of the vocabulary; SGLang answers HTTP 400.
+        ValueError: there are none, or one is no id of the vocabulary; SGLang answers HTTP 400.
     """
+    if input_ids is not None and len(input_ids) == 0:
+        raise ValueError("The prompt has no tokens, so there is nothing to go on from.")
     for position, token in enumerate(input_ids or ()):
         if type(token) is not int or not 0 <= token < vocab_size:
             raise ValueError(

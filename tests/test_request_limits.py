@@ -69,6 +69,11 @@ def test_token_ids_that_the_model_does_not_have(token):
         request_limits.refuse_token_ids([5, token], 100)
 
 
+def test_a_prompt_without_tokens():
+    with pytest.raises(ValueError, match="has no tokens"):
+        request_limits.refuse_token_ids([], 100)
+
+
 def test_the_tokenizer_manager_checks_them_once(monkeypatch):
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 

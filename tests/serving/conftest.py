@@ -5,6 +5,7 @@ target without speculation. Logs go to pytest's temporary directory and are name
 """
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,8 +147,14 @@ def servers(checkpoints, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     running: dict[str, ServerProcess] = {}  # the least recently used first
     failed: dict[str, str] = {}
+    # Tests ask from several threads.
+    lock = threading.Lock()
 
     def url(kind: str) -> str:
+        with lock:
+            return start(kind)
+
+    def start(kind: str) -> str:
         if kind in failed:
             pytest.fail(f"the server {kind} did not start: {failed[kind]}")
         if kind not in running:
