@@ -73,9 +73,9 @@ def page() -> str:
             "",
             "## Refused requests",
             "",
-            "HTTP 400; the other requests of the batch go on. So are prompts without tokens or",
-            "with ids that the model does not have. With speculation SGLang takes K + 1 places off the",
-            "context, for drafts: a request that needs the last of them is refused too.",
+            "HTTP 400; the other requests of the batch go on. So are prompts without tokens, or",
+            "with ids that the model does not have. With speculation SGLang takes K + 1 places off",
+            "the context, for drafts: a request that needs the last of them is refused too.",
             "",
             *_table(
                 ("parameter", "refused", "reason"),
