@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastmtp_sglang import cache, launch, smollm2
@@ -130,6 +130,7 @@ def make_configurations(
     if model.name == smollm2.NAME and draft is None and any("fastmtp" in name for name in given):
         head = smollm2.draft_head(model.num_steps, progress)
         draft = str(head.path)
+        model = replace(model, num_steps=model.num_steps or head.num_steps)
         if not head.trained:
             progress("the draft head is untrained: drafts are rejected and only cost time")
     found = []

@@ -49,7 +49,7 @@ def command(
         flags += smollm2.SERVE_FLAGS
         if speculation and draft is None:
             head = smollm2.draft_head(num_steps, progress=progress)
-            draft = str(head.path)
+            draft, num_steps = str(head.path), num_steps or head.num_steps
             if not head.trained:
                 progress(
                     "the draft head is untrained: answers are the same, and slower than without"

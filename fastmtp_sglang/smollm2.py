@@ -33,16 +33,25 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What the directories are made of; a change of the conversion raises the number.
 _CHECKPOINT_VERSION = "1"
 _HEAD_VERSION = "2"
-# Beside the package, so that `pip install` brings a trained head; absent until one is trained.
+# Inside the package, so that `pip install` brings a trained head.
 _SHIPPED_HEAD = Path(__file__).parent / "assets" / "smollm2-head"
+# It was trained for 3 steps; on two CPU cores this many pay best (docs/performance.md).
+_SHIPPED_NUM_STEPS = 2
 
 
 @dataclass(frozen=True)
 class DraftHead:
-    """A head for `checkpoint()`; an untrained one drafts correctly but is seldom accepted."""
+    """A head for `checkpoint()`; an untrained one drafts correctly but is seldom accepted.
+
+    Attributes:
+        path: head directory.
+        trained: whether it is.
+        num_steps: K that pays best with it, None for the default.
+    """
 
     path: Path
     trained: bool
+    num_steps: int | None = None
 
 
 def checkpoint(progress: cache.Progress = cache.silent) -> Path:
@@ -71,7 +80,7 @@ def draft_head(num_steps: int | None = None, progress: cache.Progress = cache.si
     `num_steps` is the K that an untrained head is made for; None for the default of 3.
     """
     if (_SHIPPED_HEAD / "config.json").is_file():
-        return DraftHead(_SHIPPED_HEAD, trained=True)
+        return DraftHead(_SHIPPED_HEAD, trained=True, num_steps=_SHIPPED_NUM_STEPS)
 
     steps = num_steps or 3
 

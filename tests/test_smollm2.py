@@ -195,7 +195,9 @@ def test_missing_readers(own_cache, converter, monkeypatch):
 def test_a_shipped_head_is_taken_as_trained(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(smollm2, "_SHIPPED_HEAD", tmp_path)
-    assert smollm2.draft_head() == smollm2.DraftHead(tmp_path, trained=True)
+    head = smollm2.draft_head(3)
+    assert (head.path, head.trained) == (tmp_path, True)
+    assert head.num_steps is not None  # and the caller's own K wins
 
 
 def test_without_one_an_untrained_head_is_made_once(own_cache, converter, monkeypatch, tmp_path):
@@ -215,3 +217,30 @@ def test_without_one_an_untrained_head_is_made_once(own_cache, converter, monkey
     assert smollm2.draft_head(2) == head
     assert calls == [(own_cache / "smollm2-135m-instruct", 2)]
     assert cache.damage(head.path, smollm2._HEAD_VERSION) is None
+
+
+@installed
+def test_the_shipped_head_fits_the_checkpoint(real):
+    """Small, trained, for this target, and with the list that it was trained with."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from fastmtp_sglang.fingerprint import tokenizer_fingerprint
+    from fastmtp_sglang.head import compatibility
+    from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+
+    head = smollm2.draft_head()
+    assert head.trained
+    assert "smollm2" in str(head.path)
+    files = [path for path in head.path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10 * 1024**2
+    target = AutoConfig.from_pretrained(real)
+    compatibility.check(str(real), target, str(head.path), AutoConfig.from_pretrained(head.path))
+    vocabulary = DraftVocabulary.load(
+        head.path / FILE_NAME,
+        vocab_size=target.vocab_size,
+        tokenizer_fingerprint=tokenizer_fingerprint(AutoTokenizer.from_pretrained(real)),
+    )
+    assert len(vocabulary.ids["en"]) == 8192
+    card = (head.path / "README.md").read_text()
+    assert "acceptance length" in card
+    assert "Recipe" in card

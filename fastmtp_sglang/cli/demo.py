@@ -42,7 +42,8 @@ def demo(
         bool, typer.Option("--json", help="End with one JSON object on stdout.")
     ] = False,
     num_steps: Annotated[
-        int | None, typer.Option(min=1, help="Tokens drafted per step (K). Default: 3.")
+        int | None,
+        typer.Option(min=1, help="Tokens drafted per step (K). Default: what the head is for."),
     ] = None,
     draft: Annotated[
         Path | None,
@@ -87,6 +88,7 @@ def _measure(
     if draft is None:
         head = smollm2.draft_head(num_steps, progress)
         draft, trained = head.path, head.trained
+        num_steps = num_steps or head.num_steps
     flags = [*smollm2.DEMO_FLAGS, *speculation_flags(str(draft), num_steps)]
 
     fastmtp = _answers(console, "with FASTMTP", model, flags, live=True)

@@ -138,6 +138,14 @@ def test_the_embedded_model(run, embedded):
     assert "untrained" not in result.stderr
 
 
+def test_the_embedded_head_says_how_many_steps_pay(run, monkeypatch):
+    made = smollm2.DraftHead(Path("/cache/head"), trained=True, num_steps=2)
+    monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: made)
+    for given, steps in (((), "2"), (("--num-steps", "5"), "5")):
+        result, _ = run("smollm2", *given, "--dry-run")
+        assert shlex.split(result.stdout)[-2:] == ["--speculative-num-steps", steps]
+
+
 def test_an_untrained_head_is_announced_beside_the_command(run, embedded):
     embedded(trained=False)
     result, _ = run("smollm2", "--dry-run")
