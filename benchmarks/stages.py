@@ -73,19 +73,19 @@ class _Timers:
         self._records = path.open("a", buffering=1)
 
     def add(self, owner: type, name: str, stage: str, rows_of: Callable[..., int]) -> None:
-        """Time `owner.name` where `rows_of(self, first argument)` is not 0."""
+        """Time `owner.name` where `rows_of(self, first argument or batch)` is not 0."""
         method = getattr(owner, name)
 
         @functools.wraps(method)
-        def timed(instance: Any, first: Any, *args: Any, **kwargs: Any) -> Any:
-            rows = rows_of(instance, first)
+        def timed(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            rows = rows_of(instance, args[0] if args else kwargs.get("batch"))
             if not rows or stage in self.running:
-                return method(instance, first, *args, **kwargs)
+                return method(instance, *args, **kwargs)
             self.running.append(stage)
             _synchronize()
             began = time.perf_counter()
             try:
-                return method(instance, first, *args, **kwargs)
+                return method(instance, *args, **kwargs)
             finally:
                 _synchronize()
                 seconds = time.perf_counter() - began

@@ -35,8 +35,8 @@ _CHECKPOINT_VERSION = "1"
 _HEAD_VERSION = "2"
 # Inside the package, so that `pip install` brings a trained head.
 _SHIPPED_HEAD = Path(__file__).parent / "assets" / "smollm2-head"
-# It was trained for 3 steps; on two CPU cores this many pay best (docs/performance.md).
-_SHIPPED_NUM_STEPS = 2
+# It was trained for 3 steps; on two CPU cores this many pay best (benchmarks/results).
+_SHIPPED_NUM_STEPS = 1
 
 
 @dataclass(frozen=True)
