@@ -87,6 +87,10 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert {name for name in shipped if name.endswith(".py")} == expected
     assert "fastmtp_sglang/py.typed" in shipped
+    head = ROOT / "fastmtp_sglang" / "assets" / "smollm2-head"
+    files = [file for file in head.rglob("*") if file.is_file()]
+    assert head / "model.safetensors" in files
+    assert {str(file.relative_to(ROOT)) for file in files} <= shipped
     assert {name.split("/")[0] for name in shipped} == set(PACKAGES)
 
 

@@ -95,7 +95,10 @@ def test_defaults(mimo):
             "--speculative-num-draft-tokens 8 does not follow",
         ),
         ({"speculative_token_map": "ids.pt"}, "ids.pt: no such file. It is a local path"),
-        ({"speculative_adaptive": True}, "--speculative-adaptive True is not supported"),
+        (
+            {"speculative_adaptive": True, "tp_size": 2},
+            "--speculative-adaptive does not work with --tp-size 2",
+        ),
         (
             {"speculative_dflash_block_size": 16},
             "--speculative-dflash-block-size 16 is an argument of DFLASH",
