@@ -10,8 +10,9 @@ ARGS ?=
 demo: $(BIN)/.installed
 	$(BIN)/fastmtp demo $(ARGS)
 
-# Two processes side by side, each with one thread: the tests that start servers take as long as all
+# Two processes side by side, each with one thread: the tests that share servers take as long as all
 # others. With ARGS, what they name in one process.
+OWN_SERVERS := $(addprefix tests/serving/test_,entry_points.py bench.py hidden_states.py)
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=none test-servers test-units
@@ -20,10 +21,11 @@ else
 endif
 
 test-servers: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving $(addprefix --ignore ,$(OWN_SERVERS))
 
 test-units: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/serving
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OWN_SERVERS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -54,6 +54,32 @@ def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
     assert not differing, [(i, fast[i].ids, base[i].ids) for i in differing[:3]]
 
 
+@pytest.mark.parametrize("kind", SPECULATIVE)
+def test_logprobs_of_penalized_tokens(servers, kind):
+    """They are taken after the penalties, as without speculation."""
+    import httpx
+    from client import TIMEOUT
+
+    body = {
+        "input_ids": [models.LOOPS[0]],
+        "sampling_params": {
+            "temperature": 0,
+            "max_new_tokens": 16,
+            "ignore_eos": True,
+            "repetition_penalty": 1.2,
+            "presence_penalty": 0.5,
+        },
+        "return_logprob": True,
+    }
+    answers = [
+        httpx.post(f"{servers(where)}/generate", json=body, timeout=TIMEOUT).json()["meta_info"]
+        for where in ("mimo-synchronous", kind)
+    ]
+    base, fast = ([(t, p) for p, t, *_ in a["output_token_logprobs"]] for a in answers)
+    assert [token for token, _ in fast] == [token for token, _ in base]
+    assert [p for _, p in fast] == pytest.approx([p for _, p in base], abs=1e-4)
+
+
 def test_the_reference_does_not_depend_on_the_batch_and_is_penalized(servers, baseline):
     url = servers("mimo-synchronous")
     assert_equal(ask(url, penalized(), 16), baseline)
@@ -93,29 +119,3 @@ def test_min_new_tokens_at_every_position_of_an_accepted_run(servers, kind):
     for answer, (_, options) in zip(fast, cases, strict=True):
         assert len(answer.ids) >= options["min_new_tokens"]
     assert any(answer.ids != free.ids[: len(answer.ids)] for answer in fast)
-
-
-@pytest.mark.parametrize("kind", SPECULATIVE)
-def test_logprobs_of_penalized_tokens(servers, kind):
-    """They are taken after the penalties, as without speculation."""
-    import httpx
-    from client import TIMEOUT
-
-    body = {
-        "input_ids": [models.LOOPS[0]],
-        "sampling_params": {
-            "temperature": 0,
-            "max_new_tokens": 16,
-            "ignore_eos": True,
-            "repetition_penalty": 1.2,
-            "presence_penalty": 0.5,
-        },
-        "return_logprob": True,
-    }
-    answers = [
-        httpx.post(f"{servers(where)}/generate", json=body, timeout=TIMEOUT).json()["meta_info"]
-        for where in ("mimo-synchronous", kind)
-    ]
-    base, fast = ([(t, p) for p, t, *_ in a["output_token_logprobs"]] for a in answers)
-    assert [token for token, _ in fast] == [token for token, _ in base]
-    assert [p for _, p in fast] == pytest.approx([p for _, p in base], abs=1e-4)
