@@ -39,7 +39,12 @@ class Limit:
     @property
     def flag(self) -> str:
         """The command-line flag."""
-        return "--" + self.field.replace("_", "-")
+        return flag_of(self.field)
+
+
+def flag_of(field: str) -> str:
+    """The command-line flag of a field of SGLang's ServerArgs."""
+    return "--" + field.replace("_", "-")
 
 
 @cache
@@ -178,10 +183,9 @@ def refuse(server_args: Any) -> None:
     if server_args.speculative_adaptive:
         for field, alone in NOT_ADAPTIVE:
             if (value := getattr(server_args, field)) != alone:
-                flag = "--" + field.replace("_", "-")
                 raise FastMTPError(
-                    f"--speculative-adaptive does not work with {flag} {value} yet. Remove one of "
-                    "the two."
+                    f"--speculative-adaptive does not work with {flag_of(field)} {value} yet. "
+                    "Remove one of the two."
                 )
     steps = server_args.speculative_num_steps
     drafts = server_args.speculative_num_draft_tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastmtp_sglang.limits import LIMITS, NOT_ADAPTIVE, Limit
+from fastmtp_sglang.limits import LIMITS, NOT_ADAPTIVE, Limit, flag_of
 from fastmtp_sglang.request_limits import REQUEST_LIMITS
 
 # Feature, and the tests that show it; each is a file of this repository.
@@ -68,7 +68,7 @@ def page() -> str:
             ),
             "",
             "With `--speculative-adaptive` also: "
-            + ", ".join(f"`--{field.replace('_', '-')}`" for field, _ in NOT_ADAPTIVE)
+            + ", ".join(f"`{flag_of(field)}`" for field, _ in NOT_ADAPTIVE)
             + ".",
             "",
             "## Refused requests",
