@@ -86,12 +86,6 @@ LIMITS: tuple[Limit, ...] = (
         "is the table of batch sizes of SGLang's own policy; FASTMTP chooses K from measured times",
         "Remove it; --speculative-num-steps is the largest K of --speculative-adaptive.",
     ),
-    Limit(
-        "speculative_use_rejection_sampling",
-        _NOT_YET,
-        "Remove it: sampled requests are then verified by the target's probability of each draft, "
-        "which is lossless too.",
-    ),
     Limit("speculative_use_block_verification", _NOT_YET, "Remove it."),
     Limit(
         "enable_multi_layer_eagle",
@@ -157,13 +151,15 @@ LIMITS: tuple[Limit, ...] = (
 
 
 # What --speculative-adaptive does not go with: each rank would measure other times and choose
-# another K, or the switch would lose what these wrap around SGLang's attention.
+# another K, the switch would lose what these wrap around SGLang's attention, or (rejection
+# sampling) a step after K = 0 has no distribution that its first draft was drawn from.
 NOT_ADAPTIVE = (
     ("tp_size", 1),
     ("dp_size", 1),
     ("enable_dp_attention", False),
     ("enable_two_batch_overlap", False),
     ("enable_pdmux", False),
+    ("speculative_use_rejection_sampling", False),
 )
 
 

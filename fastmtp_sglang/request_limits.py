@@ -36,7 +36,6 @@ class RequestLimit:
 
 
 REQUEST_LIMITS = (
-    RequestLimit("min_p", 0.0, "is ignored by SGLang's verification", when_sampling=True),
     RequestLimit(
         "sampling_seed",
         None,

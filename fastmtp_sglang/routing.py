@@ -111,6 +111,11 @@ class Router:
         """int64 [num_slots]: the list to draft from, or -1 for a slot that no request has used."""
         return self.state.lists
 
+    def allowed(self, slots: Tensor) -> Tensor:
+        """Which tokens the list of each slot [B] holds; bool [B, vocab_size]."""
+        members = self._tables.members.expand(len(slots), -1)
+        return _holds(members, self.lists[slots].clamp(min=0))
+
     def counts(self) -> Tensor:
         """Counters since the start, int64 [len(Count), len(names)].
 

@@ -26,6 +26,7 @@ from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorker
 from fastmtp_sglang.adaptive import AdaptiveSteps
 from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.masked_draft_head import MaskedDraftHead
 from fastmtp_sglang.routing_log import RoutingLog
 from fastmtp_sglang.verification import Verification
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
@@ -49,7 +50,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         nccl_port: int,
         target_worker: TpModelWorker,
     ) -> None:
-        self.draft_head: DraftHead | None = None
+        self.draft_head: DraftHead | MaskedDraftHead | None = None
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
         # Stock SGLang shares them after it has sized the KV pool, while the head still holds copies
         # (sglang#36452: 2.5 GB that a MiMo-7B server loses for good).
@@ -93,9 +94,14 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 "computes its logits in its own way. Serve without it."
             )
         num_slots = self.req_to_token_pool.req_to_token.shape[0]
-        self.draft_head = DraftHead(vocabulary, model.lm_head, model.logits_processor, num_slots)
-        self.hot_token_id = NextTokenIds(self.draft_head)
-        self._watch_weight_updates(self.draft_head)
+        processor = model.logits_processor
+        if get_spec().speculative_use_rejection_sampling:
+            device = self.draft_runner.device
+            self.draft_head = MaskedDraftHead(vocabulary, processor, num_slots, device)
+        else:
+            self.draft_head = DraftHead(vocabulary, model.lm_head, processor, num_slots)
+            self.hot_token_id = NextTokenIds(self.draft_head)
+            self._watch_weight_updates(self.draft_head)
         self._routing_log = RoutingLog(
             self.draft_head.router,
             get_observability().decode_log_interval,

@@ -56,6 +56,7 @@ MODULES_WITH_SUBCLASSES = (
     "draft_head",
     "head.native",
     "head.serving",
+    "masked_draft_head",
     "penalties",
     "worker",
 )

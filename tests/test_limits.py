@@ -36,6 +36,7 @@ HONOURED = {
     "speculative_draft_window_size",
     "speculative_dsa_topk_backend",
     "speculative_token_map",
+    "speculative_use_rejection_sampling",
     "speculative_enable_w4a4_mxfp4_megamoe",
     "speculative_moe_a2a_backend",
     "speculative_moe_runner_backend",

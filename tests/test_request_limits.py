@@ -23,12 +23,13 @@ def test_ordinary_requests_pass(fields):
     request_limits.refuse(params(max_new_tokens=8, stop="x", **fields))
 
 
-def test_penalties_pass():
+def test_penalties_and_min_p_pass():
     penalties = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "repetition_penalty": 1.1}
-    request_limits.refuse(params(min_new_tokens=3, logit_bias={"5": 1.0}, **penalties, **SAMPLING))
+    others = {"min_new_tokens": 3, "min_p": 0.1, "logit_bias": {"5": 1.0}}
+    request_limits.refuse(params(**penalties, **others, **SAMPLING))
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_p", 0.1), ("sampling_seed", 7)])
+@pytest.mark.parametrize(("name", "value"), [("sampling_seed", 7)])
 def test_what_only_sampling_sees_passes_in_greedy_requests(name, value):
     request_limits.refuse(params(temperature=0, **{name: value}))
     with pytest.raises(ValueError, match=f"{name} {value} is ignored by SGLang"):

@@ -85,6 +85,14 @@ def distill(
     prompt_max_tokens: Annotated[
         int, typer.Option(help="Longer self-written prompts are dropped.")
     ] = 512,
+    prompt_starts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="First words of self-written prompts, one start a line, taken in turn: prompts of "
+            "many kinds where the target alone would write few.",
+        ),
+    ] = None,
     turns: Annotated[
         int | None,
         typer.Option(min=1, help="User turns of a conversation. Default: all given ones, or 1."),
@@ -107,11 +115,11 @@ def distill(
 
     A killed run goes on with the same command: nothing is asked twice, nothing is lost.
     """
-    _check_flags(prompts, self_prompt, endpoint, samples, limit, sglang_flags)
+    _check_flags(prompts, self_prompt, prompt_starts, endpoint, samples, limit, sglang_flags)
     from rich.console import Console
 
     from fastmtp_sglang.distill.chat import ChatTemplate
-    from fastmtp_sglang.distill.prompts import open_prompts
+    from fastmtp_sglang.distill.prompts import open_prompts, read_starts
     from fastmtp_sglang.distill.records import Sampling
     from fastmtp_sglang.distill.session import Job, Link
     from fastmtp_sglang.distill.settings import Settings, check_sampling
@@ -130,6 +138,7 @@ def distill(
     )
     check_sampling(prompt_sampling, "prompt-")
     sources = open_prompts(prompts or [])
+    starts = read_starts(prompt_starts) if prompt_starts else []
     console = Console()
     target = load_target(model)
     chat = ChatTemplate(target.tokenizer, model)
@@ -144,6 +153,7 @@ def distill(
         prompts=[(source.name, source.signature) for source in sources],
         sampling=sampling,
         prompt_sampling=None if self_prompt is None else prompt_sampling,
+        prompt_starts=starts,
         turns=1 if turns is None and self_prompt is not None else turns,
         samples=samples,
         system=system,
@@ -200,6 +210,7 @@ async def _until_killed(work: "Coroutine[Any, Any, None]") -> None:
 def _check_flags(
     prompts: list[str] | None,
     self_prompt: int | None,
+    prompt_starts: Path | None,
     endpoint: list[str] | None,
     samples: int,
     limit: int | None,
@@ -217,6 +228,8 @@ def _check_flags(
             raise FastMTPError(
                 f"{name} has no effect with --self-prompt: ask for more or fewer conversations"
             )
+    if prompts and prompt_starts:
+        raise FastMTPError("--prompt-starts has no effect with --prompts: those are whole already")
     for url in endpoint or []:
         if not url.startswith(("http://", "https://")):
             raise FastMTPError(

@@ -22,11 +22,13 @@ class UserTurn:
 
     Attributes:
         prefix_ids: The conversation up to where the user's words begin.
+        start_ids: First words that the user is given, to be gone on with.
         stop_ids: Tokens that end the turn, beside the model's own stop tokens.
         stop_text: Plain text that ends it, for templates without a token for that, else None.
     """
 
     prefix_ids: list[int]
+    start_ids: list[int]
     stop_ids: list[int]
     stop_text: str | None
 
@@ -56,8 +58,10 @@ class ChatTemplate:
         """
         return self._encode(self._render(messages, answer=True))
 
-    def user_turn(self, messages: Sequence[Message]) -> UserTurn:
+    def user_turn(self, messages: Sequence[Message], start: str = "") -> UserTurn:
         """Return where and how the target would write the user turn after `messages`.
+
+        `start` holds the first words of the turn.
 
         Raises FastMTPError when the template does not show the user's words exactly once.
         """
@@ -69,12 +73,13 @@ class ChatTemplate:
                 f"--self-prompt: the chat template of {self._model} does not mark where a user "
                 "turn begins, so the target cannot be made to write one; give --prompts"
             )
+        started = self._tokenizer.encode(start, add_special_tokens=False)
         # Templates end the turn with a special token (<|im_end|>, <|eot_id|>) or with a text.
         after = rest[0].strip()
         ids = self._tokenizer.encode(after, add_special_tokens=False) if after else []
         if ids and ids[0] in self._special:
-            return UserTurn(prefix, [ids[0]], None)
-        return UserTurn(prefix, [], after.splitlines()[0] if after else None)
+            return UserTurn(prefix, started, [ids[0]], None)
+        return UserTurn(prefix, started, [], after.splitlines()[0] if after else None)
 
     def has_special(self, ids: Sequence[int]) -> bool:
         """Tell whether the ids hold a control token, which no user types."""

@@ -29,11 +29,19 @@ _REJECTED = "prompt "  # begins the reasons for which a self-written prompt is r
 
 @dataclass(frozen=True)
 class Work:
-    """One conversation to hold; `opening` is None where the target writes the user's turns."""
+    """One conversation to hold.
+
+    Attributes:
+        key: Its name in the store.
+        source: Its name in the records.
+        opening: The user's turns, None where the target writes them.
+        start: First words of a self-written first turn.
+    """
 
     key: str
     source: str
     opening: Conversation | BadRowError | None
+    start: str = ""
 
 
 @dataclass
@@ -98,12 +106,13 @@ class Distiller:
         await self._run(self._self_written(conversations), conversations)
 
     def _self_written(self, conversations: int) -> Iterator[Work | None]:
+        starts = self.settings.prompt_starts or [""]
         index = 0
         while True:
             # A rejected prompt is replaced by a further index; the worker that rejected it asks
             # here again, so that None may be followed by more.
             if index - self._rejected < conversations:
-                yield Work(f"{SELF}/{index}/0", SELF, None)
+                yield Work(f"{SELF}/{index}/0", SELF, None, starts[index % len(starts)])
                 index += 1
             else:
                 yield None
@@ -181,17 +190,18 @@ class Distiller:
             return kept
         sampling = self.settings.prompt_sampling
         assert sampling is not None
-        where = self.chat.user_turn(messages)
+        where = self.chat.user_turn(messages, work.start if turn == 0 else "")
+        asked = where.prefix_ids + where.start_ids
         extra: dict[str, Any] = {"stop_token_ids": where.stop_ids} if where.stop_ids else {}
         if where.stop_text:
             extra["stop"] = [where.stop_text]
-        made = await self._generate(f"{identity}/prompt", where.prefix_ids, sampling, extra)
+        made = await self._generate(f"{identity}/prompt", asked, sampling, extra)
         if made is None:
             self.store.skip(work.key, turn, "context full")
             return None
         generation, _ = made
         ids = generation.ids[:-1] if generation.stop_id is not None else generation.ids
-        text = self.chat.text(ids)
+        text = self.chat.text(where.start_ids + ids)
         if where.stop_text and generation.stop_id is None:
             text = text.partition(where.stop_text)[0]
         text = text.strip()

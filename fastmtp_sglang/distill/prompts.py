@@ -81,6 +81,21 @@ def open_prompts(specs: list[str], flag: str = "--prompts") -> list[PromptSource
     return sources
 
 
+def read_starts(path: Path, flag: str = "--prompt-starts") -> list[str]:
+    """Return the first words of prompts: the lines of a text file, without empty ones.
+
+    Raises FastMTPError when the file is missing, holds none or is not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise FastMTPError(f"{flag} {path}: cannot be read ({error})") from error
+    starts = [line.strip() for line in lines if line.strip()]
+    if not starts:
+        raise FastMTPError(f"{flag} {path}: holds no lines")
+    return starts
+
+
 def _file_rows(given: str, path: Path) -> Any:
     """Return a function that iterates over the rows of a file; `given` begins the errors."""
     readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

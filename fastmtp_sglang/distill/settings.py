@@ -20,6 +20,7 @@ class Settings(BaseModel):
         prompts: Name and signature of each prompt source; empty when the target writes them.
         sampling: For answers.
         prompt_sampling: For user turns that the target writes; None with given prompts.
+        prompt_starts: First words of self-written opening prompts, taken in turn; may be empty.
         turns: User turns of a self-written conversation, the most of a given one (None: all).
         samples: Answers to each prompt.
         system: System message of conversations without one, None for the template's own.
@@ -33,6 +34,7 @@ class Settings(BaseModel):
     prompts: list[tuple[str, str]]
     sampling: Sampling
     prompt_sampling: Sampling | None
+    prompt_starts: list[str] = []
     turns: int | None
     samples: int
     system: str | None
@@ -46,6 +48,7 @@ _FLAGS = {
     "prompts": "--prompts or --self-prompt",
     "sampling": "--temperature, --top-k, --top-p, --max-new-tokens",
     "prompt_sampling": "--prompt-temperature, --prompt-top-k, --prompt-top-p, --prompt-max-tokens",
+    "prompt_starts": "--prompt-starts",
     "keep_truncated": "--keep-truncated",
 }
 

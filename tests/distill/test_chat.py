@@ -81,6 +81,13 @@ def test_user_turn_begins_where_the_users_words_do(chat):
     assert where.stop_text is None
 
 
+def test_user_turn_goes_on_with_given_words(chat, target):
+    where = chat.user_turn([], "How do plants")
+    assert where.prefix_ids == chat.user_turn([]).prefix_ids
+    assert where.start_ids == target.encode("How do plants")
+    assert chat.text(where.start_ids + target.encode(" drink?")) == "How do plants drink?"
+
+
 def test_later_user_turn_holds_the_history(chat):
     where = chat.user_turn(TALK[:2])
     whole = chat.prompt_ids(TALK)

@@ -135,6 +135,7 @@ def test_nothing_answered_is_an_error(endpoint, command):
         (["--endpoint", "localhost:30000"], "must begin with http"),
         (["--model", "/no/such/model"], "no such directory"),
         (["--prompts", "/no/such.jsonl"], "no such file"),
+        (["--prompt-starts", "starts.txt"], "--prompt-starts has no effect with --prompts"),
         (["--", "--tp-size", "2"], "--tp-size after -- has no effect with --endpoint"),
     ],
 )

@@ -124,6 +124,16 @@ def test_self_prompts_are_distinct_and_as_many_as_asked(run, endpoint, tmp_path,
     assert written[0]["sampling_params"]["stop_token_ids"] == [2]
 
 
+def test_self_prompts_begin_with_the_given_words_in_turn(run, endpoint, tmp_path, read_lines):
+    said, answer = itertools.count(), numbered()
+    endpoint.answer = lambda text, sampling: (
+        f" {next(said)} things" if text.endswith(("List", "Why")) else answer(text, sampling)
+    )
+    run(endpoint.url, self_prompt=4, concurrency=1, prompt_starts=["List", "Why"])
+    prompts = [record["messages"][0]["content"] for record in read_lines(tmp_path / "out")]
+    assert prompts == ["List 0 things", "Why 1 things", "List 2 things", "Why 3 things"]
+
+
 def test_self_written_turns(run, endpoint, tmp_path, read_lines):
     endpoint.answer = numbered()
     _, counts = run(endpoint.url, self_prompt=2, turns=2)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from fastmtp_sglang.conversations import BadRowError, Conversation, parse_conversation
-from fastmtp_sglang.distill.prompts import open_prompts
+from fastmtp_sglang.distill.prompts import open_prompts, read_starts
 from fastmtp_sglang.errors import FastMTPError
 
 ROWS = [
@@ -120,3 +120,18 @@ def test_refusals_name_the_flag_and_the_remedy(write, tmp_path):
         open_prompts([good, good])
     with pytest.raises(FastMTPError, match="the name self is taken"):
         open_prompts([f"self={good}"])
+
+
+def test_starts_are_the_lines_of_a_file(tmp_path):
+    path = tmp_path / "starts.txt"
+    path.write_text("Why is\n\n  List five \n", encoding="utf-8")
+    assert read_starts(path) == ["Why is", "List five"]
+
+
+@pytest.mark.parametrize("content", [None, b"\n \n", b"\xff"])
+def test_refused_starts(tmp_path, content):
+    path = tmp_path / "starts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FastMTPError, match="--prompt-starts"):
+        read_starts(path)

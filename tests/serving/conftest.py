@@ -33,7 +33,8 @@ _MAX_RUNNING = 4
 # Files in an order in which each server is started once, or nearly so.
 _ORDER = (
     *("entry_points", "bench", "hidden_states", "penalties", "adaptive", "routing", "outputs"),
-    *("refused_requests", "malformed_requests", "structured_output", "scheduling", "equality"),
+    *("refused_requests", "malformed_requests", "structured_output", "sampling", "rejection"),
+    *("scheduling", "equality"),
 )
 
 
@@ -97,6 +98,10 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         # Only so are SGLang's own penalties those of the tokens before (`penalties`).
         "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),
         "mimo-native": (checkpoints.mimo, speculate),
+        "mimo-rejection": (
+            checkpoints.mimo,
+            (*speculate, "--speculative-use-rejection-sampling"),
+        ),
         "mimo-retracting": (checkpoints.mimo, (*speculate, "--enable-metrics")),
         "mimo-adaptive": (checkpoints.mimo, (*speculate, "--speculative-adaptive")),
         # The other scheduling, another K, small chunks and pages: what the first one leaves out.
@@ -121,6 +126,13 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             (
                 *(*speculate, draft, str(checkpoints.chains_head)),
                 *("--speculative-adaptive", "--disable-overlap-schedule"),
+            ),
+        ),
+        "chains-rejection": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                "--speculative-use-rejection-sampling",
             ),
         ),
         "chains-english-only": (

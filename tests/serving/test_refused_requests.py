@@ -21,7 +21,6 @@ def openai(url: str, **fields) -> httpx.Response:
 @pytest.mark.parametrize(
     ("ask", "fields", "named"),
     [
-        (native, {"temperature": 0.7, "min_p": 0.1}, "min_p 0.1"),
         (native, {"temperature": 0.7, "sampling_seed": 3}, "sampling_seed 3"),
         (openai, {"temperature": 0.7, "seed": 3}, "sampling_seed 3"),
     ],
