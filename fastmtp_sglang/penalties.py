@@ -2,9 +2,11 @@
 
 Position j of a verified chain gets the penalties that the request would have after drafts 1..j, and
 every accepted token counts: the arithmetic of `sglang.srt.sampling.penaltylib` on output tokens
-alone, in its order, bit for bit what SGLang computes token by token without speculation. (That is
-SGLang with --disable-overlap-schedule. With overlapped scheduling its own penalties lag a token
-behind, count the last prompt token, or a token twice, depending on what else is being served.)
+alone, bit for bit what SGLang computes token by token without speculation. (That is SGLang with
+--disable-overlap-schedule. With overlapped scheduling its own penalties lag a token behind, count
+the last prompt token, or a token twice, depending on what else is being served.) Where a request
+both subtracts and scales, it scales last, as SGLang does with overlapped scheduling; without, the
+order is that of a set of classes and changes from one start of SGLang to the next.
 
 State is one row per request that uses penalties, and moves with the accepted tokens by device
 operations of fixed shape only: nothing waits for the device. All calls are made on SGLang's forward

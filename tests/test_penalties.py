@@ -16,12 +16,14 @@ from fastmtp_sglang.penalties import NoPenalizers, Penalties, PrefillPenalties, 
 
 SEED = 20250918
 VOCAB = 50
-PENALIZERS = {
+# SGLang gives a set of classes, whose order is another one in each process; with overlapped
+# scheduling it always scales last.
+PENALIZERS = (
     penaltylib.BatchedFrequencyPenalizer,
     penaltylib.BatchedMinNewTokensPenalizer,
     penaltylib.BatchedPresencePenalizer,
     penaltylib.BatchedRepetitionPenalizer,
-}
+)
 # 0.1 and 0.7 are rounded, so that n * penalty and n additions differ in the last bit.
 CASES = {
     "none": {},
