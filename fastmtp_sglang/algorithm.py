@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from fastmtp_sglang import identity, limits, request_limits, stops
+from fastmtp_sglang import identity, limits, request_limits, request_metrics, stops
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ class FastMTPAlgorithm(CustomSpecAlgo):
             )
         self._resolve_draft(server_args)
         request_limits.install()
+        request_metrics.install(
+            server_args.speculative_num_steps, adaptive=server_args.speculative_adaptive
+        )
 
     @staticmethod
     def _resolve_draft(server_args: Any) -> None:

@@ -124,6 +124,11 @@ HOOKS: tuple[Hook, ...] = (
         "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
         "obj input_ids",
     ),
+    Hook(
+        "override",
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
+        "meta_info recv_obj i",
+    ),
     # Verification.
     Hook(
         "override",

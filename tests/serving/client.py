@@ -24,10 +24,14 @@ class Answer:
         return self.ids, self.text, json.dumps(self.finish_reason, sort_keys=True)
 
 
-def generate(url: str, prompt, *, stream: bool = False, **sampling) -> Answer:
+def generate(
+    url: str, prompt, *, stream: bool = False, priority: int | None = None, **sampling
+) -> Answer:
     """Send one native /generate request; a stream is put together from its chunks."""
     key = "text" if isinstance(prompt, str) else "input_ids"
     body = {key: prompt, "sampling_params": {"temperature": 0, **sampling}, "stream": stream}
+    if priority is not None:
+        body["priority"] = priority
     if not stream:
         response = httpx.post(f"{url}/generate", json=body, timeout=TIMEOUT)
         response.raise_for_status()
@@ -66,6 +70,14 @@ def generate_all(url: str, cases: list[tuple], *, concurrency: int, **options) -
             for prompt, tokens in cases
         ]
         return [future.result() for future in futures]
+
+
+def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
+    """Compare what the clients of two servers got, and show the first that differ."""
+    differing = [
+        i for i, (a, b) in enumerate(zip(fast, base, strict=True)) if a.visible != b.visible
+    ]
+    assert not differing, [(i, fast[i].visible, base[i].visible) for i in differing[:3]]
 
 
 def acceptance_length(answers: list[Answer]) -> float:

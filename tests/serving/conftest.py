@@ -100,9 +100,18 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "mimo-native": (checkpoints.mimo, speculate),
         "mimo-rejection": (
             checkpoints.mimo,
-            (*speculate, "--speculative-use-rejection-sampling"),
+            (
+                *(*speculate, "--speculative-use-rejection-sampling"),
+                *("--page-size", "64", "--enable-mixed-chunk", "--chunked-prefill-size", "128"),
+            ),
         ),
-        "mimo-retracting": (checkpoints.mimo, (*speculate, "--enable-metrics")),
+        "mimo-retracting": (
+            checkpoints.mimo,
+            (
+                *(*speculate, "--enable-metrics", "--enable-priority-scheduling"),
+                *("--max-running-requests", "12"),
+            ),
+        ),
         "mimo-adaptive": (checkpoints.mimo, (*speculate, "--speculative-adaptive")),
         # The other scheduling, another K, small chunks and pages: what the first one leaves out.
         "mimo-head-synchronous": (

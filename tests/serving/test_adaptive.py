@@ -8,7 +8,7 @@ Run alone: pytest tests/serving/test_adaptive.py (starts four tiny servers).
 from concurrent.futures import ThreadPoolExecutor
 
 import chains
-from client import generate, generate_all
+from client import assert_equal, generate, generate_all
 from prompts import requests
 
 
@@ -26,7 +26,7 @@ def test_answers_while_k_changes(servers):
     cases = requests()
     base = generate_all(servers("mimo"), cases, concurrency=16, ignore_eos=True)
     fast = generate_all(servers("mimo-adaptive"), cases, concurrency=16, ignore_eos=True)
-    assert [a.visible for a in fast] == [a.visible for a in base]
+    assert_equal(fast, base)
 
 
 def test_penalties_while_k_changes(servers):
@@ -35,7 +35,7 @@ def test_penalties_while_k_changes(servers):
     options = {"ignore_eos": True, "frequency_penalty": 0.7, "repetition_penalty": 1.2}
     base = generate_all(servers("mimo-synchronous"), cases, concurrency=4, **options)
     fast = generate_all(servers("mimo-adaptive"), cases, concurrency=4, **options)
-    assert [a.visible for a in fast] == [a.visible for a in base]
+    assert_equal(fast, base)
 
 
 def test_drafts_are_right_again_after_steps_without_any(servers):

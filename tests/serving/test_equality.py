@@ -7,17 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from client import Answer, acceptance_length, generate, generate_all
+from client import Answer, acceptance_length, assert_equal, generate, generate_all
 from prompts import requests
 
 SPECULATIVE = ("mimo-native", "mimo-head-synchronous", "mimo-nextn")
-
-
-def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
-    differing = [
-        i for i, (a, b) in enumerate(zip(fast, base, strict=True)) if a.visible != b.visible
-    ]
-    assert not differing, [(i, fast[i].visible[:1], base[i].visible[:1]) for i in differing[:3]]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import models
 import pytest
-from client import Answer, acceptance_length, generate
+from client import Answer, acceptance_length, assert_equal, generate
 from prompts import requests
 
 PENALTIES = (
@@ -47,13 +47,6 @@ def ask(url: str, cases: list[tuple], concurrency: int, **options) -> list[Answe
 @pytest.fixture(scope="module")
 def baseline(servers) -> list[Answer]:
     return ask(servers("mimo-synchronous"), penalized(), 1)
-
-
-def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
-    differing = [
-        i for i, (a, b) in enumerate(zip(fast, base, strict=True)) if a.visible != b.visible
-    ]
-    assert not differing, [(i, fast[i].ids, base[i].ids) for i in differing[:3]]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import chains
 import httpx
 import pytest
-from client import acceptance_length, generate
+from client import acceptance_length, assert_equal, generate
 
 from fastmtp_sglang.routing import HALF_LIFE
 
@@ -42,7 +42,7 @@ def test_rows_of_one_batch_draft_from_their_own_lists(servers):
         for a, (p, _) in zip(base, cases, strict=True)
     ), "the target does not say what the test is built on"
     fast = _answers(servers("chains-routed"), cases)
-    assert [a.visible for a in fast] == [a.visible for a in base]
+    assert_equal(fast, base)
     for answer in fast:  # Russian has no list and drafts from everything
         assert acceptance_length([answer]) > 0.9 * (K + 1)
 
@@ -52,8 +52,8 @@ def test_an_english_list_fails_chinese_and_routing_repairs_it(servers):
     base = _answers(servers("chains"), cases)
     routed = _answers(servers("chains-routed"), cases)
     english = _answers(servers("chains-english-only"), cases)
-    assert [a.visible for a in routed] == [a.visible for a in base]
-    assert [a.visible for a in english] == [a.visible for a in base]
+    assert_equal(routed, base)
+    assert_equal(english, base)
     print("acceptance length", acceptance_length(english), acceptance_length(routed))
     assert acceptance_length(english) < 0.6 * acceptance_length(routed)
 

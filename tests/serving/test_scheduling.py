@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from client import TIMEOUT, Answer, generate, generate_all
+from client import TIMEOUT, Answer, assert_equal, generate, generate_all
 from prompts import long_prompt, requests
 
 SPECULATIVE = ("mimo-native", "mimo-head-synchronous")
@@ -56,13 +56,11 @@ def test_aborts(servers, kind):
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(len(cases))))
-    differing = [
-        i for i, answer in enumerate(answers) if answer and answer.visible != base[i].visible
-    ]
-    assert not differing
+    kept = [i for i, answer in enumerate(answers) if answer]
+    assert_equal([answers[i] for i in kept], [base[i] for i in kept])
     flush(url)
     again = generate_all(url, cases[:12], concurrency=6, ignore_eos=True)
-    assert [a.visible for a in again] == [a.visible for a in base[:12]]
+    assert_equal(again, base[:12])
 
 
 @pytest.mark.parametrize("kind", SPECULATIVE)
@@ -102,17 +100,48 @@ def test_a_warm_cache_drafts_as_a_cold_one(servers, kind):
     assert continued.visible == base.visible
 
 
+def counters(url: str, name: str) -> float:
+    """The sum of a Prometheus counter over its labels."""
+    lines = httpx.get(f"{url}/metrics", timeout=TIMEOUT).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}_total"))
+
+
 def test_retraction(servers):
     """Running requests are put back and taken up again, and nobody can tell."""
     cases = [(f"{prompt} {i}", 60) for i, (prompt, _) in enumerate(requests()[:24])]
     base = generate_all(servers("mimo"), cases, concurrency=24, ignore_eos=True)
-    fast = generate_all(servers("mimo-retracting"), cases, concurrency=24, ignore_eos=True)
-    assert [a.visible for a in fast] == [a.visible for a in base]
-    metrics = httpx.get(f"{servers('mimo-retracting')}/metrics", timeout=TIMEOUT).text
-    retracted = [
-        float(line.rsplit(" ", 1)[1])
-        for line in metrics.splitlines()
-        if line.startswith("sglang:num_retracted_requests_total")
-    ]
-    assert sum(retracted) > 0, "nothing was put back: the test shows nothing"
-    flush(servers("mimo-retracting"))
+    url = servers("mimo-retracting")
+    names = ("verifications", "accepted_tokens", "drafted_tokens")
+    before = [counters(url, f"fastmtp:{name}") for name in names]
+    fast = generate_all(url, cases, concurrency=24, ignore_eos=True)
+    assert_equal(fast, base)
+    assert counters(url, "sglang:num_retracted_requests") > 0, "nothing was put back"
+    flush(url)
+    # What the server has counted is what the answers say.
+    verified = sum(a.meta["spec_verify_ct"] for a in fast)
+    accepted = sum(a.meta["spec_num_correct_drafts"] for a in fast)
+    now = [counters(url, f"fastmtp:{name}") for name in names]
+    counted = [after - first for after, first in zip(now, before, strict=True)]
+    assert counted == [verified, accepted, 3 * verified]
+    for answer in fast:
+        assert sum(answer.meta["spec_accepted_per_step"]) == answer.meta["spec_num_correct_drafts"]
+        assert 1 <= answer.meta["spec_accept_length"] <= 4
+
+
+def test_priority(servers):
+    """Urgent requests push others out of the batch, and nobody's answer changes."""
+    cases = [(f"{prompt} {i}", 40) for i, (prompt, _) in enumerate(requests()[:32])]
+    base = generate_all(servers("mimo"), cases, concurrency=32, ignore_eos=True)
+    url = servers("mimo-retracting")
+
+    def one(index: int) -> tuple[Answer, float]:
+        time.sleep(0.03 * index)
+        prompt, tokens = cases[index]
+        answer = generate(url, prompt, priority=index, max_new_tokens=tokens, ignore_eos=True)
+        return answer, time.monotonic()
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        answers, times = zip(*pool.map(one, range(len(cases))), strict=True)
+    assert_equal(answers, base)
+    # The last ones overtook the first.
+    assert sum(times[-8:]) < sum(times[:8])
