@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-servers test-units lint
+.PHONY: demo test test-servers test-units soak lint
 
 demo: $(BIN)/.installed
 	$(BIN)/fastmtp demo $(ARGS)
@@ -26,6 +26,10 @@ test-servers: $(BIN)/.installed
 test-units: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/serving
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OWN_SERVERS)
+
+# 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
+soak: $(BIN)/.installed
+	$(BIN)/python -m pytest tests/serving/soak.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -71,6 +71,8 @@ class Distiller:
         pool: Where to ask.
         store: Where answers go.
         context_length: Tokens of prompt and answer that the server takes.
+        seeded: Whether the servers obey a request's seed. Others ignore it, or refuse it
+            (FASTMTP does).
         concurrency: Conversations in flight.
         on_progress: Called after every request.
     """
@@ -80,6 +82,7 @@ class Distiller:
     pool: EndpointPool
     store: Store
     context_length: int
+    seeded: bool
     concurrency: int
     on_progress: Callable[[Progress], None]
     progress: Progress = field(init=False)
@@ -270,8 +273,7 @@ class Distiller:
         if room < 1:
             return None
         sent = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, room)})
-        # Obeyed by servers with --enable-deterministic-inference, ignored by others.
-        seed = {"sampling_seed": _seed(self.settings.seed, identity)}
+        seed = {"sampling_seed": _seed(self.settings.seed, identity)} if self.seeded else {}
         generation = await self.pool.generate(prompt_ids, {**sent.model_dump(), **seed, **extra})
         self.progress.tokens += len(generation.ids)
         self.on_progress(self.progress)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -73,12 +74,14 @@ async def hold(
         timeout=link.timeout,
         say=say,
     ) as pool:
+        described = await pool.describe()
         distiller = Distiller(
             settings=job.settings,
             chat=job.chat,
             pool=pool,
             store=store,
-            context_length=await context_length(pool, job.target),
+            context_length=context_length(described, job.target),
+            seeded=all(server.get("enable_deterministic_inference") for server in described),
             concurrency=link.concurrency,
             on_progress=on_progress,
         )
@@ -120,13 +123,14 @@ def own_server(
             raise
 
 
-async def context_length(pool: EndpointPool, target: Target) -> int:
-    """Return the shortest context of the target and all endpoints that answer, in tokens.
+def context_length(described: Sequence[dict[str, Any]], target: Target) -> int:
+    """Return the shortest context of the target and all endpoints, in tokens.
 
-    Raises FastMTPError when no endpoint answers or nobody knows the context.
+    `described` holds what each endpoint says of itself. Raises FastMTPError when nobody knows the
+    context.
     """
     limits = [target.config.get("max_position_embeddings")]
-    limits += [described.get("context_length") for described in await pool.describe()]
+    limits += [server.get("context_length") for server in described]
     known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     if not known:
         raise FastMTPError(

@@ -74,6 +74,7 @@ class FakeEndpoint:
         self.key: str | None = None
         self.extra_prompt_tokens = 0
         self.omit_eos = False
+        self.described = {"enable_deterministic_inference": True}
         self.requests: list[dict] = []
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fake": self})
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._reply(200, {"context_length": None, "model_path": "/somewhere"})
+        self._reply(200, {"context_length": None, **self.fake.described})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

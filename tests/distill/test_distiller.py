@@ -76,6 +76,13 @@ def test_record(run, endpoint, prompts, tmp_path, read_lines, chat, target):
     assert isinstance(asked["sampling_seed"], int)
 
 
+def test_no_seed_for_servers_that_do_not_obey_it(run, endpoint, prompts):
+    """FASTMTP refuses a seed that would be ignored."""
+    endpoint.described = {"enable_deterministic_inference": False}
+    run(endpoint.url, prompts=[prompts({"prompt": "Name a fruit."})])
+    assert "sampling_seed" not in endpoint.requests[0]["sampling_params"]
+
+
 def test_later_turns_see_the_models_own_answers(run, endpoint, prompts, tmp_path, read_lines):
     endpoint.answer = lambda text, _: f"answer {text.count('<|im_start|>user')}"
     run(endpoint.url, prompts=[prompts({"turns": ["one", "two", "three"]})], turns=2)

@@ -34,7 +34,7 @@ _MAX_RUNNING = 4
 _ORDER = (
     *("entry_points", "bench", "hidden_states", "penalties", "adaptive", "routing", "outputs"),
     *("refused_requests", "malformed_requests", "structured_output", "sampling", "rejection"),
-    *("scheduling", "equality"),
+    *("scale_out", "scheduling", "equality"),
 )
 
 

@@ -13,17 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import models
 import pytest
 from client import Answer, acceptance_length, assert_equal, generate
+from features import PENALTIES
 from prompts import requests
 
-PENALTIES = (
-    {"frequency_penalty": 0.3},
-    {"presence_penalty": 1.5},
-    {"repetition_penalty": 1.15},
-    {"frequency_penalty": -0.4, "presence_penalty": 0.2},
-    {"logit_bias": {"1503": 4.0, "1508": -3.5}},
-    {"frequency_penalty": 0.7, "logit_bias": {"1510": 5.0}},
-    {},
-)
 SPECULATIVE = ("mimo-native", "mimo-head-synchronous")
 
 

@@ -10,19 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from client import TIMEOUT, Answer, assert_equal, generate, generate_all
+from client import TIMEOUT, Answer, assert_equal, flush, generate, generate_all
 from prompts import long_prompt, requests
 
 SPECULATIVE = ("mimo-native", "mimo-head-synchronous")
-
-
-def flush(url: str) -> None:
-    """Empty the prefix cache; SGLang refuses while a request or a lost slot holds pages."""
-    for _ in range(50):
-        if httpx.post(f"{url}/flush_cache", timeout=TIMEOUT).status_code == 200:
-            return
-        time.sleep(0.2)
-    pytest.fail("the cache cannot be flushed: something still holds pages")
 
 
 @pytest.mark.parametrize("kind", SPECULATIVE)

@@ -12,26 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from client import TIMEOUT, Answer, generate
+from features import GRAMMARS, PATTERN
 
 SPECULATIVE = ("mimo-native", "mimo-head-synchronous")
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 99},
-        "tags": {"type": "array", "items": {"enum": ["a", "bb", "ccc"]}, "maxItems": 3},
-    },
-    "required": ["name", "age", "tags"],
-    "additionalProperties": False,
-}
-PATTERN = r"(\d{3}-){2}\d{4}( or [a-z]{2,5})?"
-EBNF = 'root ::= item ("," item)* "."\nitem ::= "yes" | "no" | [0-9]+'
-GRAMMARS = (
-    {"json_schema": json.dumps(SCHEMA)},
-    {"regex": PATTERN},
-    {"ebnf": EBNF},
-    {},
-)
 
 
 def cases() -> list[tuple[str, dict]]:
