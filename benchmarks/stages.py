@@ -1,9 +1,10 @@
 """Where a decoding step's time goes: draft, verify and draft-extend beside a plain decode step.
 
 Runs one `sglang.Engine` after the other on the same machine, without speculation and with FASTMTP,
-and times the worker's stages inside the scheduler process. Prints a JSON line per batch size: the
-median milliseconds of each stage (draft_head: the last layer of one draft step), verify / decode,
-the price of verification, and tokens/s end to end.
+and times the worker's stages inside the scheduler process, on questions in the target's chat
+template. Prints a JSON line per batch size: the median milliseconds of each stage (draft_head: the
+last layer of one draft step), verify / decode, the price of verification, acceptance length, and
+tokens/s end to end.
 
     python -m fastmtp_benchmarks.stages            # SmolLM2, K=3, batch 1 and 8
 """
@@ -11,6 +12,7 @@ the price of verification, and tokens/s end to end.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shlex
@@ -30,6 +32,8 @@ from fastmtp_benchmarks.environment import save
 _RECORDS = "FASTMTP_STAGE_RECORDS"
 # Steps at the start of each run that are not counted: first calls allocate and warm caches.
 _WARM_UP_STEPS = 5
+_SUBJECTS = ("rain", "bread", "gravity", "music", "trade", "volcanoes", "sleep", "bridges")
+_QUESTIONS = ("Explain how {} works.", "Write a short story about {}.", "List facts about {}.")
 
 
 def scheduler_process(*args: Any, **kwargs: Any) -> None:
@@ -114,7 +118,8 @@ def measure(
         tokens: new tokens per request.
 
     Returns:
-        Batch size -> stage -> median milliseconds, and "tokens_per_second" with prefill.
+        Batch size -> stage -> median milliseconds; also "tokens_per_second" with prefill, and
+        "acceptance_length" where drafts were verified.
     """
     from sglang.srt.entrypoints.engine import Engine
 
@@ -124,17 +129,20 @@ def measure(
     with TemporaryDirectory() as folder:
         records = Path(folder) / "records.jsonl"
         os.environ[_RECORDS] = str(records)
-        speeds = {}
+        speeds, acceptance = {}, {}
         engine = TimedEngine(model_path=model, **flags)
         try:
             for size in batch_sizes:
-                # 64 tokens of prompt, different per request.
-                prompts = [[1000 + 64 * i + j for j in range(64)] for i in range(size)]
+                prompts = _prompts(engine.tokenizer_manager.tokenizer, size)
                 sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
                 engine.generate(input_ids=prompts, sampling_params=sampling)
                 began = time.perf_counter()
-                engine.generate(input_ids=prompts, sampling_params=sampling)
+                answers = engine.generate(input_ids=prompts, sampling_params=sampling)
                 speeds[size] = size * tokens / (time.perf_counter() - began)
+                meta = [answer["meta_info"] for answer in answers]
+                if verified := sum(one.get("spec_verify_ct", 0) for one in meta):
+                    accepted = sum(one["spec_num_correct_drafts"] for one in meta)
+                    acceptance[size] = round(1 + accepted / verified, 3)
         finally:
             engine.shutdown()
         times: dict[tuple[int, str], list[float]] = defaultdict(list)
@@ -149,7 +157,22 @@ def measure(
             if rows == size and len(seconds) > _WARM_UP_STEPS
         }
         result[size]["tokens_per_second"] = round(speeds[size], 2)
+        if size in acceptance:
+            result[size]["acceptance_length"] = acceptance[size]
     return result
+
+
+def _prompts(tokenizer: Any, count: int) -> list[list[int]]:
+    questions = itertools.cycle(q.format(s) for q in _QUESTIONS for s in _SUBJECTS)
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        for question in itertools.islice(questions, count)
+    ]
 
 
 def main(
@@ -197,6 +220,7 @@ def main(
                 {
                     "batch": size,
                     "vocabulary": path and path.name,
+                    "acceptance_length": with_drafts.pop("acceptance_length"),
                     "milliseconds": alone | with_drafts,
                     "verify_over_decode": round(with_drafts["verify"] / alone["decode"], 3),
                     "tokens_per_second": speeds,

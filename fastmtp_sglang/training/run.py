@@ -130,6 +130,8 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
         every["save_steps"] = config.save_every
     return TrainingArguments(
         output_dir=str(config.output),
+        # In every line of the log: how it grew with the tokens.
+        include_num_input_tokens_seen="all",
         per_device_train_batch_size=per_forward,
         gradient_accumulation_steps=optimizer.batch_size // (per_forward * world_size),
         num_train_epochs=optimizer.epochs,

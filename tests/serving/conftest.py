@@ -23,6 +23,7 @@ _COMMON = (
     *("--dtype", "float32", "--max-total-tokens", "30000", "--context-length", "4096"),
     # Idle servers must not eat the two cores that the busy one needs.
     "--sleep-on-idle",
+    "--enable-return-hidden-states",
 )
 # SGLang puts running requests back every few steps, as it does when memory runs short.
 _ENV = {"mimo-retracting": {"SGLANG_TEST_RETRACT": "1"}}

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from client import TIMEOUT, generate
 from prompts import requests
 
@@ -127,3 +128,22 @@ def test_up_to_the_last_token_that_fits(servers, kind, room):
     assert fast.finish_reason == {"type": "length", "length": room}
     with pytest.raises(httpx.HTTPStatusError, match="400"):
         generate(servers(kind), prompt, max_new_tokens=room + 1)
+
+
+@pytest.mark.parametrize("kind", SPECULATIVE)
+def test_hidden_states_are_those_of_the_tokens(servers, kind):
+    """The row that each token was read from, of the right request."""
+    prompts = [f"{i} apples and {i + 3} pears" for i in range(8)]
+    asked = {"temperature": 0, "max_new_tokens": 14, "ignore_eos": True}
+    body = {"text": prompts, "sampling_params": asked, "return_hidden_states": True}
+
+    def rows(where: str) -> list[torch.Tensor]:
+        answers = httpx.post(f"{servers(where)}/generate", json=body, timeout=TIMEOUT).json()
+        states = [answer["meta_info"]["hidden_states"] for answer in answers]
+        # The first entry holds all rows of the prefill, as many as were not in the cache.
+        return [torch.tensor([first[-1], *others]) for first, *others in states]
+
+    base, fast = rows("mimo"), rows(kind)
+    assert {len(request) for request in base} == {14}
+    for one, other in zip(fast, base, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
