@@ -29,7 +29,8 @@ test-units: $(BIN)/.installed
 
 # 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
 soak: $(BIN)/.installed
-	$(BIN)/python -m pytest tests/serving/soak.py
+	SOAK_REQUESTS=10000 SOAK_RESULT=benchmarks/results/soak.json \
+		$(BIN)/python -m pytest tests/serving/test_soak.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

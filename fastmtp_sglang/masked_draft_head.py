@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
+from fastmtp_sglang.draft_head import DraftLogitsProcessor
 from fastmtp_sglang.routing import Router
 
 if TYPE_CHECKING:
@@ -58,23 +59,10 @@ class MaskedDraftHead:
         )
 
 
-class MaskedLogitsProcessor(LogitsProcessor):
-    """The class that a draft model's processor gets."""
+class MaskedLogitsProcessor(DraftLogitsProcessor):
+    """The class that a draft model's processor gets: SGLang's logits, masked."""
 
-    draft_head: MaskedDraftHead
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        hidden_states: Tensor,
-        lm_head: Any,
-        logits_metadata: ForwardBatch,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Remember the batch; SGLang reduces it to what logits need before they are computed."""
-        self.draft_head.batch = logits_metadata
-        return super().forward(input_ids, hidden_states, lm_head, logits_metadata, *args, **kwargs)
+    draft_head: MaskedDraftHead  # type: ignore[assignment]
 
     def _get_logits(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.draft_head.mask(super()._get_logits(*args, **kwargs))
+        return self.draft_head.mask(LogitsProcessor._get_logits(self, *args, **kwargs))
