@@ -1,10 +1,9 @@
 """Where a decoding step's time goes: draft, verify and draft-extend beside a plain decode step.
 
-Runs one `sglang.Engine` after the other, or in turns, without speculation and with FASTMTP, and
-times the worker's stages inside the scheduler process, on questions in the target's chat template.
-Prints a JSON line per batch size: the median milliseconds of each stage (draft_head: the last layer
-of one draft step), verify / decode, the price of verification, acceptance length, and tokens/s end
-to end.
+Runs one `sglang.Engine` after the other, without speculation and with FASTMTP, and times the
+worker's stages inside the scheduler process, on questions in the target's chat template. Prints a
+JSON line per batch size: the median milliseconds of each stage (draft_head: the last layer of one
+draft step), verify / decode, the price of verification, acceptance length, tokens/s end to end.
 
     python -m fastmtp_benchmarks.stages            # SmolLM2, K=3, batch 1 and 8
 """
@@ -21,10 +20,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
 
@@ -107,91 +106,67 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-class _TimedEngine:
-    """An engine whose stages are timed, and what was measured with it."""
+@dataclass
+class _Measured:
+    """What the runs of one configuration gave, by batch size."""
 
-    def __init__(self, model: str, flags: dict[str, Any]) -> None:
-        """Start it; `flags` are keyword arguments of `sglang.Engine`."""
+    speeds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    counters: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # By rows and stage.
+    seconds: dict[tuple[int, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def run(self, model: str, flags: dict[str, Any], batch_sizes: list[int], tokens: int) -> None:
+        """Serve `model` with `flags`, keyword arguments of `sglang.Engine`, and time its stages.
+
+        `tokens` are generated for each request; a run is as many requests as a batch size says.
+        """
         from sglang.srt.entrypoints.engine import Engine
 
         class TimedEngine(Engine):
             run_scheduler_process_func = staticmethod(scheduler_process)
 
-        self._folder = TemporaryDirectory()
-        self._records = Path(self._folder.name) / "records.jsonl"
-        os.environ[_RECORDS] = str(self._records)
-        self._speeds: dict[int, list[float]] = defaultdict(list)
-        self._counters: dict[int, tuple[int, int]] = {}
-        self._engine = TimedEngine(model_path=model, **flags)
-
-    def run(self, size: int, tokens: int) -> None:
-        """Let `size` requests of `tokens` new tokens decode together."""
-        prompts = _prompts(self._engine.tokenizer_manager.tokenizer, size)
         sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-        if size not in self._speeds:
-            self._engine.generate(input_ids=prompts, sampling_params=sampling)
-        began = time.perf_counter()
-        answers = self._engine.generate(input_ids=prompts, sampling_params=sampling)
-        self._speeds[size].append(size * tokens / (time.perf_counter() - began))
-        meta = [answer["meta_info"] for answer in answers]
-        self._counters[size] = (
-            sum(one.get("spec_num_correct_drafts", 0) for one in meta),
-            sum(one.get("spec_verify_ct", 0) for one in meta),
-        )
+        with TemporaryDirectory() as folder:
+            records = Path(folder) / "records.jsonl"
+            os.environ[_RECORDS] = str(records)
+            engine = TimedEngine(model_path=model, **flags)
+            try:
+                for size in batch_sizes:
+                    prompts = _prompts(engine.tokenizer_manager.tokenizer, size)
+                    engine.generate(input_ids=prompts, sampling_params=sampling)
+                    began = time.perf_counter()
+                    answers = engine.generate(input_ids=prompts, sampling_params=sampling)
+                    self.speeds[size].append(size * tokens / (time.perf_counter() - began))
+                    meta = [answer["meta_info"] for answer in answers]
+                    self.counters[size] = (
+                        sum(one.get("spec_num_correct_drafts", 0) for one in meta),
+                        sum(one.get("spec_verify_ct", 0) for one in meta),
+                    )
+            finally:
+                engine.shutdown()
+            times: dict[tuple[int, str], list[float]] = defaultdict(list)
+            for line in records.read_text().splitlines():
+                stage, rows, seconds = json.loads(line)
+                times[rows, stage].append(seconds)
+        for key, all_seconds in times.items():
+            self.seconds[key] += all_seconds[_WARM_UP_STEPS:]
 
-    def __enter__(self) -> Self:
-        return self
+    def result(self, size: int) -> dict[str, float]:
+        """Return stage -> median milliseconds at a batch size.
 
-    def __exit__(self, *_: object) -> None:
-        self._engine.shutdown()
-        self._folder.cleanup()
-
-    def result(self) -> dict[int, dict[str, float]]:
-        """Return what the runs gave.
-
-        Batch size -> stage -> median milliseconds; also the median "tokens_per_second", with
-        prefill, and "acceptance_length" where drafts were verified.
+        Also the median "tokens_per_second", with prefill, and "acceptance_length" where drafts were
+        verified.
         """
-        times: dict[tuple[int, str], list[float]] = defaultdict(list)
-        for line in self._records.read_text().splitlines():
-            stage, rows, seconds = json.loads(line)
-            times[rows, stage].append(seconds)
-        result: dict[int, dict[str, float]] = {}
-        for size, speeds in self._speeds.items():
-            result[size] = {
-                stage: round(1000 * statistics.median(seconds[_WARM_UP_STEPS:]), 2)
-                for (rows, stage), seconds in times.items()
-                if rows == size and len(seconds) > _WARM_UP_STEPS
-            }
-            result[size]["tokens_per_second"] = round(statistics.median(speeds), 2)
-            accepted, verified = self._counters[size]
-            if verified:
-                result[size]["acceptance_length"] = round(1 + accepted / verified, 3)
+        result = {
+            stage: round(1000 * statistics.median(seconds), 2)
+            for (rows, stage), seconds in self.seconds.items()
+            if rows == size and seconds
+        }
+        result["tokens_per_second"] = round(statistics.median(self.speeds[size]), 2)
+        accepted, verified = self.counters[size]
+        if verified:
+            result["acceptance_length"] = round(1 + accepted / verified, 3)
         return result
-
-
-def measure(
-    model: str,
-    configurations: list[dict[str, Any]],
-    batch_sizes: list[int],
-    tokens: int,
-    rounds: int,
-    *,
-    together: bool,
-) -> list[dict[int, dict[str, float]]]:
-    """Time each configuration; `together` runs all servers at once and lets them take turns."""
-    if not together:
-        single = [[one] for one in configurations]
-        return [
-            measure(model, one, batch_sizes, tokens, rounds, together=True)[0] for one in single
-        ]
-    with ExitStack() as stack:
-        engines = [stack.enter_context(_TimedEngine(model, flags)) for flags in configurations]
-        for _ in range(rounds):
-            for size in batch_sizes:
-                for engine in engines:
-                    engine.run(size, tokens)
-        return [engine.result() for engine in engines]
 
 
 def _prompts(tokenizer: Any, count: int) -> list[list[int]]:
@@ -216,15 +191,9 @@ def main(
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="Measure --speculative-adaptive too, 0 to K steps.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each, after a warm-up.")] = 1,
-    together: Annotated[
-        bool,
-        typer.Option(
-            "--together",
-            help="All servers at once, in turns: fair where the machine's speed wanders, but needs "
-            "the memory of all.",
-        ),
-    ] = False,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds over all configurations; medians are of all.")
+    ] = 1,
     vocabulary: Annotated[
         list[Path] | None, typer.Option(help="Draft vocabulary to measure too; repeatable.")
     ] = None,
@@ -237,7 +206,6 @@ def main(
     flags: dict[str, Any] = {
         "max_total_tokens": 16384,
         "disable_radix_cache": True,
-        "sleep_on_idle": True,  # those that wait for their turn
         "log_level": "warning",
     }
     if model == smollm2.NAME:
@@ -254,13 +222,15 @@ def main(
         configurations[path.name] = speculation | {"speculative_token_map": str(path)}
     if adaptive:
         configurations["adaptive"] = speculation | {"speculative_adaptive": True}
-    engines = [flags | chosen for chosen in configurations.values()]
-    baseline, *measured = measure(model, engines, sizes, tokens, rounds, together=together)
+    measured = {name: _Measured() for name in configurations}
+    for _ in range(rounds):
+        for name, chosen in configurations.items():
+            measured[name].run(model, flags | chosen, sizes, tokens)
+    baseline = measured.pop("baseline")
     rows = []
-    for name, fastmtp in zip(list(configurations)[1:], measured, strict=True):
+    for name, fastmtp in measured.items():
         for size in sizes:
-            alone = dict(baseline[size])
-            with_drafts = dict(fastmtp[size])
+            alone, with_drafts = baseline.result(size), fastmtp.result(size)
             speed, bare = with_drafts.pop("tokens_per_second"), alone.pop("tokens_per_second")
             rows.append(
                 {

@@ -3,6 +3,10 @@
 Alone: pytest tests/serving/test_bench.py
 """
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from fastmtp_benchmarks.configurations import Configuration
@@ -61,3 +65,20 @@ def test_both_apis_see_the_same_answers(rows):
     assert rows["sglang"]["fastmtp"].acceptance_length == pytest.approx(
         rows["openai"]["fastmtp"].acceptance_length, rel=0.05
     )
+
+
+def test_stages(checkpoints, tmp_path):
+    """`fastmtp_benchmarks.stages` in its own process, whose engines it starts and times."""
+    output = tmp_path / "stages.json"
+    command = [
+        *(sys.executable, "-m", "fastmtp_benchmarks.stages", "--model", str(checkpoints.mimo)),
+        *("--num-steps", "2", "--batch-sizes", "2", "--tokens", "24", "--output", str(output)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["configuration"] == "fastmtp"
+    assert set(row["milliseconds"]) == {"decode", "draft", "draft_head", "verify", "draft_extend"}
+    assert row["milliseconds"]["draft_head"] < row["milliseconds"]["draft"]
+    assert 1.2 < row["acceptance_length"] <= 3
+    assert row["tokens_per_second"]["fastmtp"] > 0
