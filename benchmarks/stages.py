@@ -1,7 +1,7 @@
 """Where a decoding step's time goes: draft, verify and draft-extend beside a plain decode step.
 
 Runs one `sglang.Engine` after the other, without speculation and with FASTMTP, and times the
-worker's stages inside the scheduler process, on questions in the target's chat template. Prints a
+worker's stages inside the scheduler process, on questions (in its chat template). Prints a
 JSON line per batch size: the median milliseconds of each stage (draft_head: the last layer of one
 draft step), verify / decode, the price of verification, acceptance length, tokens/s end to end.
 
@@ -171,6 +171,9 @@ class _Measured:
 
 def _prompts(tokenizer: Any, count: int) -> list[list[int]]:
     questions = itertools.cycle(q.format(s) for q in _QUESTIONS for s in _SUBJECTS)
+    chosen = list(itertools.islice(questions, count))
+    if tokenizer.chat_template is None:
+        return [tokenizer.encode(question) for question in chosen]
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}],
@@ -178,7 +181,7 @@ def _prompts(tokenizer: Any, count: int) -> list[list[int]]:
             tokenize=True,
             return_dict=False,
         )
-        for question in itertools.islice(questions, count)
+        for question in chosen
     ]
 
 

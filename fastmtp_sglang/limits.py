@@ -103,6 +103,11 @@ LIMITS: tuple[Limit, ...] = (
         "Remove it, or serve without --speculative-algorithm.",
     ),
     Limit(
+        "is_embedding",
+        "makes a server that generates no tokens: there is nothing to draft",
+        "Serve embeddings without --speculative-algorithm.",
+    ),
+    Limit(
         "enable_lora",
         "is not supported together with FASTMTP: adapters change the target but not the head",
         "Merge the adapter into the target, or serve without --speculative-algorithm.",

@@ -45,6 +45,8 @@ UNPROVEN = (
     "tensor parallelism; with a draft vocabulary it needs one collective a draft step",
     "quantized targets; a draft vocabulary refuses a quantized lm_head",
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
+    "the hierarchical cache (--enable-hierarchical-cache); multimodal targets",
+    "tool calls; they are parsed from text, and constrained as a JSON schema is",
 )
 
 

@@ -272,6 +272,9 @@ def _run(plan: "Plan", console: "Console") -> None:
     def stop(number: int, _: object) -> None:
         nonlocal stopped_by
         stopped_by = number
+        # A shell without job control starts what ends in & with SIGINT ignored, for good.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # asyncio ends its tasks on this one
 
     # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.

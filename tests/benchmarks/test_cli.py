@@ -49,12 +49,15 @@ def drawn(monkeypatch):
     return drawn
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
 @pytest.fixture
 def run(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     app = typer.Typer()
     app.add_typer(bench.app, name="bench")
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    before = {name: signal.getsignal(name) for name in _SIGNALS}
 
     def invoke(*arguments, fails: str | None = None, code: int = 0):
         result = CliRunner().invoke(app, ["bench", *map(str, arguments)])
@@ -240,7 +243,12 @@ def test_what_a_dying_server_answered_is_not_kept(run, started, prompts, tmp_pat
     assert started.commands[-1] == "stopped"
 
 
-def test_kill_stops_the_server_and_keeps_what_is_finished(run, started, two, prompts, tmp_path):
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_kill_stops_the_server_and_keeps_what_is_finished(
+    run, started, two, prompts, tmp_path, ctrl_c
+):
+    """Also of a job that a shell started in the background, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, ctrl_c)
     answers = two[0].answers
 
     def killed(body):

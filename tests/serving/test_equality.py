@@ -10,7 +10,7 @@ import pytest
 from client import Answer, acceptance_length, assert_equal, generate, generate_all
 from prompts import requests
 
-SPECULATIVE = ("mimo-native", "mimo-head-synchronous", "mimo-nextn")
+SPECULATIVE = ("mimo-native", "mimo-head-synchronous")
 
 
 @pytest.fixture(scope="session")
@@ -29,28 +29,6 @@ def baselines(servers):
     return answers
 
 
-def test_real_model_batch_16(servers, baselines):
-    base = baselines("smollm2")
-    assert {a.finish_reason["type"] for a in base} == {"stop", "length"}
-    fast = generate_all(servers("smollm2-fastmtp"), requests(), concurrency=16)
-    assert_equal(fast, base)
-    assert all(a.meta["spec_verify_ct"] > 0 for a in fast if len(a.ids) > 1)
-
-
-def test_real_model_streaming(servers, baselines):
-    chosen = range(0, 64, 2)
-    cases = [requests()[i] for i in chosen]
-    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=8, stream=True)
-    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
-
-
-def test_real_model_batch_1(servers, baselines):
-    chosen = range(3, 64, 6)
-    cases = [requests()[i] for i in chosen]
-    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=1)
-    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
-
-
 @pytest.mark.parametrize("kind", SPECULATIVE)
 @pytest.mark.parametrize("concurrency", [1, 16])
 def test_head_that_accepts_much(servers, baselines, kind, concurrency):
@@ -58,6 +36,13 @@ def test_head_that_accepts_much(servers, baselines, kind, concurrency):
     base = baselines("mimo", ignore_eos=True)
     fast = generate_all(servers(kind), cases, concurrency=concurrency, ignore_eos=True)
     assert_equal(fast, base if concurrency > 1 else base[::4])
+    assert acceptance_length(fast) > 2
+
+
+def test_the_cpu_platform_under_sglangs_own_speculation(servers, baselines):
+    """NEXTN: the same layer, drafted and verified without us."""
+    fast = generate_all(servers("mimo-nextn"), requests()[:32], concurrency=16, ignore_eos=True)
+    assert_equal(fast, baselines("mimo", ignore_eos=True)[:32])
     assert acceptance_length(fast) > 2
 
 
@@ -99,7 +84,7 @@ def test_stop_token_at_every_position_of_an_accepted_run(servers, kind):
     assert_equal(stopped(kind), base)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SPECULATIVE if kind != "mimo-nextn"])
+@pytest.mark.parametrize("kind", SPECULATIVE)
 def test_stop_strings_in_any_order(servers, kind):
     """The first stop in the text ends it, wherever it stands in the list and in a run."""
     prompt = "def fibonacci(n):\n    "
@@ -142,3 +127,25 @@ def test_temperature_samples(servers):
         greedy = generate(servers(kind), "Once upon a time", max_new_tokens=12)
         assert len({a.ids for a in sampled}) > 8
         assert sum(a.ids == greedy.ids for a in sampled) < 4
+
+
+def test_real_model_batch_16(servers, baselines):
+    base = baselines("smollm2")
+    assert {a.finish_reason["type"] for a in base} == {"stop", "length"}
+    fast = generate_all(servers("smollm2-fastmtp"), requests(), concurrency=16)
+    assert_equal(fast, base)
+    assert all(a.meta["spec_verify_ct"] > 0 for a in fast if len(a.ids) > 1)
+
+
+def test_real_model_streaming(servers, baselines):
+    chosen = range(0, 64, 2)
+    cases = [requests()[i] for i in chosen]
+    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=8, stream=True)
+    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
+
+
+def test_real_model_batch_1(servers, baselines):
+    chosen = range(3, 64, 6)
+    cases = [requests()[i] for i in chosen]
+    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=1)
+    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])

@@ -13,17 +13,14 @@ _UNLIKELY = 1e-5
 SETTINGS = (
     {},
     {"top_k": 6, "top_p": 0.9, "min_p": 0.15},
-    {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05, "presence_penalty": 0.8},
 )
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", ["mimo-native", "mimo-rejection"])
 def test_distribution_of_each_place(servers, kind, settings):
-    # SGLang's own penalties are exact only where its scheduling does not overlap.
-    alone = "mimo-synchronous" if "presence_penalty" in settings else "mimo"
     fast = sampled(servers(kind), **settings)
-    base = sampled_alone(servers(alone), tuple(settings.items()))
+    base = sampled_alone(servers("mimo"), tuple(settings.items()))
     for place in range(PLACES):
         tokens = [[answer.ids[place] for answer in answers] for answers in (fast, base)]
         assert len(set(tokens[1])) > 1
