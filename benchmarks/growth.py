@@ -102,11 +102,11 @@ def plot(grown: list[Point]) -> Figure:
     tokens = [point.tokens / 1000 for point in grown]
     for step in range(len(grown[0].accepted)):
         shares = [100 * point.accepted[step] for point in grown]
-        axes.plot(tokens, shares, marker="o", label=f"drafts 1 to {step + 1} accepted")
+        axes.plot(tokens, shares, marker="o", label=f"the first {step + 1} accepted")
     axes.set_xlabel("thousand tokens trained on")
     axes.set_ylabel("% of chains on held-out text")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left")
+    axes.legend(loc=(0.62, 0.5))
     for point in grown:
         axes.annotate(
             f"{point.acceptance_length:.2f}\n{point.minutes:.0f} min",
