@@ -5,14 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-servers test-units soak lint
+.PHONY: demo test test-servers test-units test-slow soak lint
 
 demo: $(BIN)/.installed
 	$(BIN)/fastmtp demo $(ARGS)
 
-# Two processes side by side, each with one thread: the tests that share servers take as long as all
-# others. With ARGS, what they name in one process.
-OWN_SERVERS := $(addprefix tests/serving/test_,entry_points.py bench.py hidden_states.py)
+# Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
+# one process. `make test-slow` runs what is left out: other servers than the rest, and little else.
+OTHER_SERVERS := $(addprefix tests/serving/test_,entry_points.py bench.py hidden_states.py \
+	adaptive.py routing.py)
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=none test-servers test-units
@@ -21,11 +22,15 @@ else
 endif
 
 test-servers: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving $(addprefix --ignore ,$(OWN_SERVERS))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/serving \
+		$(addprefix --ignore ,$(OTHER_SERVERS))
 
 test-units: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/serving
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OWN_SERVERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(OTHER_SERVERS)
+
+test-slow: $(BIN)/.installed
+	$(BIN)/python -m pytest -m slow tests
 
 # 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
 soak: $(BIN)/.installed

@@ -13,7 +13,7 @@ from scipy.stats import chi2_contingency
 
 PLACES = 3  # the first is sampled after the prefill, the others are verified
 _PROMPT = [models.LOOPS[0]]
-_ANSWERS = 400
+_ANSWERS = 300
 
 
 def sampled(url: str, **settings) -> list[Answer]:

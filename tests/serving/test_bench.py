@@ -67,6 +67,7 @@ def test_both_apis_see_the_same_answers(rows):
     )
 
 
+@pytest.mark.slow
 def test_stages(checkpoints, tmp_path):
     """`fastmtp_benchmarks.stages` in its own process, whose engines it starts and times."""
     output = tmp_path / "stages.json"

@@ -5,8 +5,11 @@ Run alone: pytest tests/serving/test_rejection.py (starts three tiny servers).
 """
 
 import chains
+import pytest
 from client import acceptance_length, assert_equal, generate, generate_all
 from prompts import requests
+
+pytestmark = pytest.mark.slow
 
 
 def test_greedy_answers(servers):

@@ -20,6 +20,7 @@ from fastmtp_sglang import smollm2
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.server_process import free_port
 
+pytestmark = pytest.mark.slow
 WORDS = (
     *("river", "stone", "winter", "garden", "engine"),
     *("letter", "coffee", "paper", "mountain", "bread"),
