@@ -26,7 +26,7 @@ test-servers: $(BIN)/.installed
 		$(addprefix --ignore ,$(OTHER_SERVERS))
 
 test-units: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/serving
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/serving
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(OTHER_SERVERS)
 
 test-slow: $(BIN)/.installed
