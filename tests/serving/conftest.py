@@ -101,6 +101,11 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "mimo-native": (checkpoints.mimo, speculate),
         "mimo-rejection": (
             checkpoints.mimo,
+            (*speculate, "--speculative-use-rejection-sampling"),
+        ),
+        # While prompts come in, running requests share their chunks and draft nothing.
+        "mimo-mixed": (
+            checkpoints.mimo,
             (
                 *(*speculate, "--speculative-use-rejection-sampling"),
                 *("--page-size", "64", "--enable-mixed-chunk", "--chunked-prefill-size", "128"),

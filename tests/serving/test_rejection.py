@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_greedy_answers(servers):
     cases = requests()[:40]
     base = generate_all(servers("mimo"), cases, concurrency=16, ignore_eos=True)
-    fast = generate_all(servers("mimo-rejection"), cases, concurrency=16, ignore_eos=True)
+    fast = generate_all(servers("mimo-mixed"), cases, concurrency=16, ignore_eos=True)
     assert_equal(fast, base)
     assert acceptance_length(fast) > 1.5
 

@@ -27,6 +27,8 @@ def test_distribution_of_each_place(servers, kind, settings):
         assert p_value(*tokens) > _UNLIKELY, (place, tokens)
     pairs = [[answer.ids[1:3] for answer in answers] for answers in (fast, base)]
     assert p_value(*pairs) > _UNLIKELY
+    # Or the draws would say nothing about verification.
+    assert sum(answer.meta.get("spec_verify_ct", 0) for answer in fast) > len(fast)
     assert acceptance_length(fast) > 1.2
 
 
