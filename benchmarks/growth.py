@@ -93,11 +93,9 @@ def joined(runs: list[list[Point]]) -> list[Point]:
 
 def plot(grown: list[Point]) -> Figure:
     """Acceptance of each step, and acceptance length, over tokens."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2))
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     tokens = [point.tokens / 1000 for point in grown]
     for step in range(len(grown[0].accepted)):

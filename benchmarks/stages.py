@@ -1,9 +1,10 @@
 """Where a decoding step's time goes: draft, verify and draft-extend beside a plain decode step.
 
 Runs one `sglang.Engine` after the other, without speculation and with FASTMTP, and times the
-worker's stages inside the scheduler process, on questions (in its chat template). Prints a
-JSON line per batch size: the median milliseconds of each stage (draft_head: the last layer of one
-draft step), verify / decode, the price of verification, acceptance length, tokens/s end to end.
+worker's stages inside the scheduler process, on questions, in the target's chat template where it
+has one. Prints a JSON line per batch size: the median milliseconds of each stage (draft_head: the
+last layer of one draft step), verify / decode, the price of verification, acceptance length,
+tokens/s end to end.
 
     python -m fastmtp_benchmarks.stages            # SmolLM2, K=3, batch 1 and 8
 """

@@ -11,12 +11,14 @@ import sys
 import models
 import pytest
 import torch
+from client import Answer, acceptance_length, generate_batch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.compatibility import check_compatible
+from fastmtp_sglang.server_process import ServerProcess
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.run import train
 from fastmtp_sglang.training.start import native_head
@@ -234,26 +236,14 @@ def test_native_layer_is_tuned_and_merged_back(tuned):
 def test_a_tuned_native_layer_is_accepted_more_often_when_served(tuned, records):
     """The merged checkpoint says the same as before, in fewer verifications."""
     before, after = served(tuned / "mimo", records, tuned), served(tuned / "new", records, tuned)
-    assert [answer["output_ids"] for answer in after] == [a["output_ids"] for a in before]
-    lengths = [
-        1
-        + sum(a["meta_info"]["spec_num_correct_drafts"] for a in answers)
-        / sum(a["meta_info"]["spec_verify_ct"] for a in answers)
-        for answers in (before, after)
-    ]
-    assert lengths[1] > lengths[0] + 0.2
+    assert [answer.ids for answer in after] == [answer.ids for answer in before]
+    assert acceptance_length(after) > acceptance_length(before) + 0.2
 
 
-def served(model, records, folder) -> list[dict]:
+def served(model, records, folder) -> list[Answer]:
     """What FASTMTP answers to the prompts of the records, 12 tokens each."""
-    import httpx
-
-    from fastmtp_sglang.server_process import ServerProcess
-
     prompts = [json.loads(line)["prompt_ids"] for line in records.read_text().splitlines()]
     flags = ["--dtype", "float32", "--max-total-tokens", "4096"]
     flags += ["--speculative-algorithm", "fastmtp", "--speculative-num-steps", "2"]
-    asked = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
     with ServerProcess(model, flags, log_path=folder / "server.log") as server:
-        body = {"input_ids": prompts, "sampling_params": asked}
-        return httpx.post(f"{server.url}/generate", json=body, timeout=300).json()
+        return generate_batch(server.url, prompts, max_new_tokens=12, ignore_eos=True)
