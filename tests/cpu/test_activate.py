@@ -119,13 +119,28 @@ def test_our_own_entry_point_is_not_asked_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "mode"),
-    [("AVX2", "AVX2"), ("AVX512", "AVX2"), ("DEFAULT", "COMPATIBLE"), ("NEON", "COMPATIBLE")],
+    ("vendor", "capability", "mode"),
+    [
+        ("AuthenticAMD", "AVX2", "AVX2"),
+        ("AuthenticAMD", "AVX512", "AVX2"),
+        ("GenuineIntel", "AVX2", "AVX2,STRICT"),
+        ("GenuineIntel", "AVX512", "AVX2,STRICT"),
+        ("GenuineIntel", "DEFAULT", "COMPATIBLE"),
+        (None, "NEON", "COMPATIBLE"),
+        (None, "AVX2", "AVX2"),
+    ],
 )
-def test_mkl_is_made_reproducible(monkeypatch, capability, mode):
+def test_mkl_is_made_reproducible(monkeypatch, tmp_path, vendor, capability, mode):
+    cpuinfo = tmp_path / "cpuinfo"
+    if vendor:
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert cpu.mkl_mode(cpuinfo) == mode
+
+
+def test_the_mode_is_set_for_this_machine():
     assert cpu.activate() == cpu.PLATFORM_CLASS
-    assert os.environ["MKL_CBWR"] == mode
+    assert os.environ["MKL_CBWR"] == cpu.mkl_mode()
 
 
 def test_a_mode_that_the_user_chose_stays(monkeypatch):

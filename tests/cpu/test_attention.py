@@ -14,6 +14,7 @@ import pytest
 import torch
 from cpu import attention_cases as cases
 
+from fastmtp_sglang.cpu import mkl_mode
 from fastmtp_sglang.cpu.attention import (
     AttentionCall,
     CpuAttnBackend,
@@ -98,7 +99,7 @@ def test_bits_of_a_row_do_not_depend_on_what_is_computed_beside_it(threads, batc
         [sys.executable, Path(cases.__file__), str(SEED), str(batches)],
         env={
             **os.environ,
-            "MKL_CBWR": "AVX2",
+            "MKL_CBWR": mkl_mode(),
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "passive",
         },

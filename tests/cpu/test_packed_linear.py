@@ -21,7 +21,7 @@ from fastmtp_sglang.cpu.packed_linear import (
 
 SEED = 20250918
 # (outputs, inputs): layers of SmolLM2 and sizes that no block of a kernel divides.
-SHAPES = [(960, 576), (576, 1536), (1, 7), (33, 129), (130, 1000), (2049, 64)]
+SHAPES = [(960, 576), (576, 1536), (1, 7), (33, 129), (130, 1000), (2049, 64), (64, 4096)]
 
 
 def random(*shape: int, seed: int = SEED) -> torch.Tensor:
