@@ -22,10 +22,17 @@ logger = logging.getLogger(__name__)
 # Steps timed before a K is judged, and the newest ones that its median is taken of.
 _ENOUGH_TIMES = 3
 _KEPT_TIMES = 9
-# Drafts over which acceptance is averaged, exponentially: some answers' worth of them.
-_MEMORY_DRAFTS = 512.0
-# Steps between two looks at another K; doubled whenever the look changes nothing.
-_FIRST_LOOK, _LAST_LOOK = 64, 1024
+# Drafts over which acceptance is averaged, exponentially: an answer or two of one request.
+_MEMORY_DRAFTS = 128.0
+# A look at a longer K sees this many drafts, and what was known before counts for so many of them:
+# at K = 0 nothing is seen, and meanwhile other requests have come.
+_LOOK_DRAFTS = 16
+_LOOK_MEMORY = 8.0
+# Steps from one look to the next: at least these, and so many that looks cost this share of tokens.
+_LEAST_BETWEEN_LOOKS = 64
+_LOOK_COST = 0.02
+# Steps after which what is known is compared again.
+_COMPARE_EVERY = 8
 # Overlap scheduling launches one step before it has the result of the one before.
 _IN_FLIGHT = 2
 # A change must promise this factor: medians of step times wobble by a per cent or two.
@@ -57,6 +64,13 @@ class Acceptance:
             self.drafted[step] = self.drafted[step] * kept + reached
             self.accepted[step] = self.accepted[step] * kept + sum(c > step for c in correct)
 
+    def fade(self, first_step: int) -> None:
+        """Let what is known about drafts from `first_step` (0-based) on weigh `_LOOK_MEMORY`."""
+        for step in range(first_step, len(self.drafted)):
+            kept = min(1.0, _LOOK_MEMORY / max(self.drafted[step], 1.0))
+            self.drafted[step] *= kept
+            self.accepted[step] *= kept
+
     def tokens(self, num_steps: int) -> float:
         """Expected tokens per request and step with K = `num_steps`; 1 for acceptance not seen."""
         expected = chain = 1.0
@@ -76,8 +90,9 @@ class _Load:
         times: seconds of the newest steps, by K.
         best: the K in use between looks.
         trial: the K that is being looked at, None between looks.
-        look_after: steps from one look to the next.
-        steps: steps since the last look.
+        trial_drafts: drafts of it that have been verified.
+        look_after: steps from the end of one look to the next.
+        steps: steps since a look began or ended.
     """
 
     best: int
@@ -85,7 +100,8 @@ class _Load:
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_KEPT_TIMES))
     )
     trial: int | None = None
-    look_after: int = _FIRST_LOOK
+    trial_drafts: int = 0
+    look_after: float = _LEAST_BETWEEN_LOOKS
     steps: int = 0
     _looked_at: int = 0
 
@@ -167,20 +183,25 @@ class AdaptiveSteps:
             if step.alone and (step.num_steps, step.load) == (previous.num_steps, previous.load):
                 self._loads[step.load].times[step.num_steps].append(now - then)
         self._last = step, now
+        if self._loads[step.load].trial == step.num_steps:
+            self._loads[step.load].trial_drafts += batch_size
         self.acceptance.observe(step.num_steps, num_correct_drafts_per_req)
 
     def _choose(self, load: _Load, batch_size: int) -> int:
         load.steps += 1
         if load.trial is not None:
-            if load.seconds(load.trial) is None:
+            if not self._seen_enough(load):
                 return load.trial
-            load.trial = None
-            load.steps = 0
-            self._settle(load, batch_size)
+            self._end_look(load, batch_size)
         unknown = [k for k in self.candidate_steps if load.seconds(k) is None]
         if unknown:
             # From the longest down: it tells about the acceptance of all.
             return self._look(load, unknown[-1])
+        if load.steps % _COMPARE_EVERY == 0:
+            winner = self._winner(load)
+            if winner != load.best:
+                # Its times may be old, so it is looked at before it is believed.
+                return self._look(load, winner)
         if load.steps >= load.look_after:
             candidates = [k for k in self.candidate_steps if self._may_win(load, k)]
             if candidates:
@@ -191,11 +212,60 @@ class AdaptiveSteps:
             load.steps = 0
         return load.best
 
-    @staticmethod
-    def _look(load: _Load, num_steps: int) -> int:
-        load.trial = num_steps
+    def _look(self, load: _Load, num_steps: int) -> int:
+        load.trial, load.trial_drafts, load.steps = num_steps, 0, 0
         load.times[num_steps].clear()
+        if num_steps > load.best:
+            self.acceptance.fade(load.best)
         return num_steps
+
+    @staticmethod
+    def _seen_enough(load: _Load) -> bool:
+        """Whether the look has timed its K and, if K is not below the best one, seen its drafts."""
+        trial = load.trial
+        assert trial is not None
+        if load.seconds(trial) is None:
+            return False
+        return trial == 0 or trial < load.best or load.trial_drafts >= _LOOK_DRAFTS
+
+    def _end_look(self, load: _Load, batch_size: int) -> None:
+        """Take the K of most tokens per second; the next look comes when this one is paid off."""
+        trial, load.trial = load.trial, None
+        steps, load.steps = load.steps, 0
+        assert trial is not None
+        present, seconds, best = load.best, load.seconds(trial), load.seconds(load.best)
+        winner = self._winner(load)
+        load.look_after = _LEAST_BETWEEN_LOOKS
+        if winner == present:
+            if seconds is not None and best is not None:
+                gained = self.acceptance.tokens(trial) / self.acceptance.tokens(present)
+                lost_steps = steps * (seconds / best - gained)
+                load.look_after = max(_LEAST_BETWEEN_LOOKS, lost_steps / _LOOK_COST)
+            return
+        load.best = winner
+        speeds = self._speeds(load)
+        logger.info(
+            "K=%d at a batch of %d: %s tokens/s and request at K=%s.",
+            winner,
+            batch_size,
+            ", ".join(f"{speed:.1f}" for speed in speeds.values()),
+            ", ".join(map(str, speeds)),
+        )
+
+    def _speeds(self, load: _Load) -> dict[int, float]:
+        """Tokens per second and request of every K that has been timed."""
+        return {
+            k: self.acceptance.tokens(k) / seconds
+            for k in self.candidate_steps
+            if (seconds := load.seconds(k)) is not None
+        }
+
+    def _winner(self, load: _Load) -> int:
+        """The K of most tokens per second, if it is worth a change; the present one otherwise."""
+        speeds = self._speeds(load)
+        fastest = max(speeds, key=speeds.__getitem__)
+        worthwhile = speeds[fastest] >= _WORTHWHILE * speeds.get(load.best, 0.0)
+        return fastest if worthwhile else load.best
 
     def _may_win(self, load: _Load, num_steps: int) -> bool:
         """Whether K could beat the best one if its acceptance has risen to 1 in the meantime."""
@@ -204,25 +274,3 @@ class AdaptiveSteps:
             return False
         tokens = num_steps + 1 if num_steps > load.best else self.acceptance.tokens(num_steps)
         return tokens / seconds > _WORTHWHILE * self.acceptance.tokens(load.best) / best
-
-    def _settle(self, load: _Load, batch_size: int) -> None:
-        """Make the K of most tokens per second the best one, if it is worth a change."""
-        speeds = {
-            k: self.acceptance.tokens(k) / seconds
-            for k in self.candidate_steps
-            if (seconds := load.seconds(k)) is not None
-        }
-        winner = max(speeds, key=speeds.__getitem__)
-        present = speeds.get(load.best, 0.0)
-        if winner == load.best or speeds[winner] < _WORTHWHILE * present:
-            load.look_after = min(load.look_after * 2, _LAST_LOOK)
-            return
-        load.best = winner
-        load.look_after = _FIRST_LOOK
-        logger.info(
-            "K=%d at a batch of %d: %s tokens/s and request at K=%s.",
-            winner,
-            batch_size,
-            ", ".join(f"{speed:.1f}" for speed in speeds.values()),
-            ", ".join(map(str, speeds)),
-        )

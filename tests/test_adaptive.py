@@ -62,6 +62,15 @@ def linear(per_token):
     return lambda num_steps, batch: 1 + per_token * num_steps * batch
 
 
+def expected_tokens(accept, num_steps):
+    """Tokens of a step, from the definition."""
+    expected = chain = 1.0
+    for share in accept[:num_steps]:
+        chain *= share
+        expected += chain
+    return expected
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize(
     ("per_token", "accept", "best"),
@@ -74,8 +83,13 @@ def linear(per_token):
 )
 def test_the_k_of_most_tokens_per_second_is_found(per_token, accept, best, overlap):
     machine = Machine(3, linear(per_token), accept, overlap=overlap, noise=0.02)
-    machine.run(1500, batch=1)
-    assert machine.share(best, last=1000) > 0.95
+    machine.run(500, batch=1)
+    tokens, now = machine.tokens, machine.now
+    machine.run(1000, batch=1)
+    assert machine.share(best, last=1000) > 0.9
+    # Looks at other Ks cost 1 %, the noise as much; the rest is the chance of the drafts.
+    ideal = expected_tokens(accept, best) / linear(per_token)(best, 1)
+    assert (machine.tokens - tokens) / (machine.now - now) > 0.94 * ideal
 
 
 def test_each_size_of_batch_has_its_own_k():
@@ -99,8 +113,22 @@ def test_acceptance_that_rises_is_noticed_at_k_0():
     machine.run(1500, batch=1)
     assert machine.share(0, last=500) > 0.95
     machine.accept = (0.95, 0.95)
-    machine.run(4000, batch=1)
+    machine.run(2000, batch=1)
     assert machine.share(2, last=500) > 0.95
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_mixture_of_answers_is_never_slower_than_plain_decoding(batch):
+    """Tasks of 400 steps: one whose drafts never fit, as for an unknown language, and a good one."""
+    machine = Machine(1, lambda num_steps, batch: 1 + 0.3 * num_steps, (0.0,), noise=0.02)
+    machine.run(400, batch)
+    tokens, now = machine.tokens, machine.now
+    for accept in (0.7, 0.03) * 6:
+        machine.accept = (accept,)
+        machine.run(400, batch)
+    speed = (machine.tokens - tokens) / (machine.now - now)
+    # The better K of each half would give (400 x 1.7 + 400) / (400 x 1.3 + 400) = 1.17.
+    assert speed > (1.08 if batch == 1 else 1.14) * batch / 1.01
 
 
 def test_acceptance_that_falls_is_noticed():
@@ -108,8 +136,8 @@ def test_acceptance_that_falls_is_noticed():
     machine.run(500, batch=1)
     assert machine.share(3, last=300) > 0.95
     machine.accept = (0.02, 0.0, 0.0)
-    machine.run(3000, batch=1)
-    assert machine.share(0, last=500) > 0.9
+    machine.run(600, batch=1)
+    assert machine.share(0, last=100) > 0.9
 
 
 def test_steps_beside_a_prefill_are_not_timed():
