@@ -44,7 +44,7 @@ def packed_product(
         [..., out_features] float32; a row's bits do not depend on the other rows.
     """
     if x.numel() == x.shape[-1]:
-        # With AVX-512, oneDNN sums more than 1,024 inputs of a lone row in other blocks than those of
+        # With AVX-512, oneDNN sums over 1,024 inputs of a lone row in other blocks than those of
         # two; two rows take no longer than one, since the weight is what is read.
         pair = x.reshape(1, -1).expand(2, -1)
         product = torch.ops.mkldnn._linear_pointwise(pair, packed, bias, "none", [], "")
