@@ -7,8 +7,12 @@ cores: 22 ms for 1 row and 29 ms for 4, against 31 and 52), and it accumulates e
 same order whatever the number of rows from two on, so a token's logits do not depend on who shares
 its batch. Decoding without speculation gains too.
 
-Only float32 is repacked. The row-major copy of a linear layer is freed; an embedding that doubles
-as head keeps its rows, since looking tokens up needs them.
+bfloat16 is repacked too where the CPU multiplies it (AVX-512, AMX): five times faster than float32
+for 96 rows on two Sapphire Rapids cores. There the sums of 64 and more rows are rounded otherwise
+than those of few, so only float32 promises equal bits.
+
+The row-major copy of a linear layer is freed; an embedding that doubles as head keeps its rows,
+since looking tokens up needs them.
 """
 
 import weakref
@@ -25,6 +29,12 @@ from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 _READ_ELSEWHERE = ("kv_b_proj",)
 
 
+def _packable(weight: torch.Tensor) -> bool:
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
 def _pack(weight: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
@@ -36,12 +46,12 @@ def packed_product(
     """Return x @ weight.T + bias.
 
     Args:
-        x: [..., in_features] float32.
+        x: [..., in_features] float32 or bfloat16, as the weight.
         packed: oneDNN layout of a weight [out_features, in_features].
-        bias: [out_features] float32 or None.
+        bias: [out_features] or None.
 
     Returns:
-        [..., out_features] float32; a row's bits do not depend on the other rows.
+        [..., out_features]; in float32 a row's bits do not depend on the other rows.
     """
     if x.numel() == x.shape[-1]:
         # With AVX-512, oneDNN sums over 1,024 inputs of a lone row in other blocks than those of
@@ -115,7 +125,7 @@ class _PackedHead:
 
 
 def pack_model(model: torch.nn.Module) -> None:
-    """Repack every unquantized float32 linear layer and lm_head of `model`, in place.
+    """Repack every unquantized linear layer and lm_head of `model`, in place.
 
     Weight updates keep working: `model.load_weights` unpacks, loads and packs again.
     """
@@ -124,7 +134,7 @@ def pack_model(model: torch.nn.Module) -> None:
         for name, module in model.named_modules()
         if isinstance(module, LinearBase)
         and type(module.quant_method) is UnquantizedLinearMethod
-        and module.weight.dtype == torch.float32
+        and _packable(module.weight)
         and name.rsplit(".", 1)[-1] not in _READ_ELSEWHERE
     ]
     for linear in linears:
@@ -133,7 +143,7 @@ def pack_model(model: torch.nn.Module) -> None:
     if (
         isinstance(head, VocabParallelEmbedding)
         and type(head.quant_method) is UnquantizedEmbeddingMethod
-        and head.weight.dtype == torch.float32
+        and _packable(head.weight)
     ):
         head.quant_method = PackedLMHeadMethod()
     if linears:

@@ -134,17 +134,35 @@ def test_a_packed_model_computes_the_same():
     assert_close(model(x), model.reference(weights, x))
 
 
+@pytest.mark.parametrize("supported", [False, True])
+def test_bfloat16_is_packed_where_the_cpu_multiplies_it(monkeypatch, supported):
+    real = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if supported and not real:
+        pytest.skip("this CPU has no bfloat16 products")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    model = Model().to(torch.bfloat16)
+    weights, x = weights_of(model), random(5, 64, seed=SEED + 2).bfloat16()
+    pack_model(model)
+    assert isinstance(model.up.quant_method, PackedLinearMethod) == supported
+    assert isinstance(model.lm_head.quant_method, PackedLMHeadMethod) == supported
+    expected = model.reference(weights, x)
+    # Three roundings to 8 bits, each of numbers up to the largest.
+    torch.testing.assert_close(
+        model(x).double(), expected, rtol=0, atol=expected.abs().max().item() * 3 * 2**-8
+    )
+
+
 def test_what_cannot_be_packed_is_left_alone():
     class OtherMethod(UnquantizedLinearMethod):
         pass
 
     model = torch.nn.Module()
     model.kv_b_proj = linear(64, 96)
-    model.bfloat = linear(64, 96, params_dtype=torch.bfloat16)
+    model.float16_linear = linear(64, 96, params_dtype=torch.float16)
     model.quantized = linear(64, 96)
     model.quantized.quant_method = OtherMethod()
     model.plain = torch.nn.Linear(64, 96)
-    model.lm_head = VocabParallelEmbedding(128, 64, enable_tp=False, params_dtype=torch.bfloat16)
+    model.lm_head = VocabParallelEmbedding(128, 64, enable_tp=False, params_dtype=torch.float16)
     before = {
         name: (module.quant_method, module.weight.data_ptr())
         for name, module in model.named_modules()
