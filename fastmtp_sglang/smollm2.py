@@ -54,6 +54,22 @@ class DraftHead:
     num_steps: int | None = None
 
 
+def directory(option: str, value: str) -> Path:
+    """The checkpoint directory that `value` of `option` names: a local one, or `checkpoint()`.
+
+    Raises FastMTPError when there is no such directory.
+    """
+    if value == NAME:
+        return checkpoint()
+    path = Path(value)
+    if not path.is_dir():
+        raise FastMTPError(
+            f"{option} {value}: no such directory. It is a local model or tokenizer directory, or "
+            f"{NAME!r} for the embedded model; nothing is downloaded."
+        )
+    return path
+
+
 def checkpoint(progress: cache.Progress = cache.silent) -> Path:
     """Return the checkpoint directory, built on first use (half a minute, 540 MB).
 

@@ -22,12 +22,12 @@ def export(
     ] = None,
 ) -> None:
     """Write a head directory with its model card, or merge the head into the target (MiMo)."""
+    from fastmtp_sglang import smollm2
     from fastmtp_sglang.errors import FastMTPError
     from fastmtp_sglang.training.export import export_head
     from fastmtp_sglang.training.merge import merge_head
-    from fastmtp_sglang.training.prepare import target_directory
 
-    directory = target_directory(target)
+    directory = smollm2.directory("--target", target)
     if merge:
         if bf16 or vocabulary:
             raise FastMTPError(

@@ -39,6 +39,7 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
+    from fastmtp_sglang.head.compatibility import check_compatible
     from fastmtp_sglang.launch import command
 
     arguments = command(
@@ -52,6 +53,10 @@ def serve(
     )
     print(shlex.join(arguments), flush=True)
     if not dry_run:
+        target = Path(arguments[arguments.index("--model-path") + 1])
+        if draft is not None and Path(draft).is_dir() and target.is_dir():
+            # SGLang would come to it after half a minute, below a traceback.
+            check_compatible(target, draft)
         os.execvp(arguments[0], arguments)
 
 

@@ -29,7 +29,8 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
         num_speculative_steps: K that serving drafts with when nothing else is said.
 
     Raises:
-        FastMTPError: `out` exists, K < 1, or the target's family has no FastMTP head.
+        FastMTPError: `out` exists, K < 1, there is no such target, or its family has no FastMTP
+            head.
     """
     if num_speculative_steps < 1:
         raise FastMTPError(
@@ -46,7 +47,13 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     from fastmtp_sglang.head.config import FastMTPConfig
     from fastmtp_sglang.head.module import FastMTPHead
 
-    target_config = AutoConfig.from_pretrained(target)
+    try:
+        target_config = AutoConfig.from_pretrained(target)
+    except (OSError, ValueError) as error:
+        raise FastMTPError(
+            f"--target {target} cannot be read: {str(error).strip().splitlines()[0]} "
+            "Give the directory of a checkpoint."
+        ) from error
     config = FastMTPConfig.from_target(
         target_config,
         num_speculative_steps=num_speculative_steps,

@@ -11,6 +11,7 @@ import torch
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.checkpoint import save_head
+from fastmtp_sglang.head.compatibility import check_compatible
 from fastmtp_sglang.head.config import FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.card import model_card
@@ -33,15 +34,16 @@ def export_head(
     Args:
         source: has config.json and model.safetensors; its recipe and figures go along.
         out: directory to create; it must not exist.
-        target: what the card calls the target.
+        target: checkpoint directory that the head was trained for.
         vocabulary: a draft vocabulary file to put beside the weights; None for the source's.
         bfloat16: store the weights in bfloat16; else in the source's dtype.
 
     Raises:
-        FastMTPError: `source` is no head, or `out` exists.
+        FastMTPError: `source` is no head or not one of `target`, or `out` exists.
     """
     if not (source / "config.json").is_file():
         raise FastMTPError(f"{source} holds no config.json: give a checkpoint or head directory.")
+    check_compatible(target, source)
     head = FastMTPHead.from_pretrained(source, dtype=torch.bfloat16 if bfloat16 else "auto")
     beside = source / FILE_NAME
     recorded = source / RUN_FILE

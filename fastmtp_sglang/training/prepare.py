@@ -47,14 +47,9 @@ class Prepared:
     vocabulary_file: Path | None
 
 
-def target_directory(target: str) -> Path:
-    """The checkpoint directory of `--target`."""
-    return smollm2.checkpoint() if target == smollm2.NAME else Path(target)
-
-
 def prepare(config: TrainConfig, state: PartialState) -> Prepared:
     """Read the data, split it, and make what is not there yet."""
-    directory = target_directory(config.target)
+    directory = smollm2.directory("target", config.target)
     tokens = vocabulary_target.load_target(str(directory))
     dtype = torch.bfloat16 if config.optimizer.bf16 else None
     target = FrozenTarget(directory, dtype=dtype, device=state.device)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.fingerprint import tokenizer_fingerprint
 
@@ -63,7 +64,7 @@ def load_target(model: str, *, vocab_size: int | None = None) -> Target:
     Raises:
         FastMTPError: No such directory, no tokenizer in it, or no vocabulary size to be found.
     """
-    path = _directory(model)
+    path = smollm2.directory("--model", model)
     config = _language_model_config(_read_json(path / "config.json"))
     rows = config.get("vocab_size", vocab_size)
     if rows is None:
@@ -141,20 +142,6 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {
         chr(0x100 + index): byte for index, byte in enumerate(others)
     }
-
-
-def _directory(model: str) -> Path:
-    if model == "smollm2":
-        from fastmtp_sglang import smollm2
-
-        return smollm2.checkpoint()
-    path = Path(model)
-    if not path.is_dir():
-        raise FastMTPError(
-            f"--model {model}: no such directory. It is a local model or tokenizer directory, or "
-            "'smollm2' for the embedded model; nothing is downloaded."
-        )
-    return path
 
 
 def _load_tokenizer(path: Path, model: str) -> Any:

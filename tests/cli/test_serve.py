@@ -6,6 +6,7 @@ Alone: pytest tests/cli/test_serve.py
 import shlex
 from pathlib import Path
 
+import models
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -121,6 +122,15 @@ def test_a_missing_directory_is_never_a_download(run, name, value):
 def test_an_existing_directory_is_taken_as_it_is(run, tmp_path):
     result, _ = run(str(tmp_path), "--dry-run")
     assert shlex.split(result.stdout)[3] == str(tmp_path)
+
+
+def test_a_draft_of_another_target_is_refused_before_sglang_starts(run, tmp_path):
+    models.target(tmp_path / "target", "llama")
+    models.target(tmp_path / "other", "qwen2")
+    result, became = run(str(tmp_path / "target"), "--draft", str(tmp_path / "other"))
+    assert isinstance(result.exception, FastMTPError)
+    assert "no MTP head" in str(result.exception)
+    assert not became
 
 
 def test_num_steps_below_one_is_a_usage_error(run):

@@ -180,3 +180,9 @@ def test_others_may_read_the_directory(targets, tmp_path):
     """Temporary directories are private; a head is served by another user at times."""
     models.random_head(targets["llama"], tmp_path / "head")
     assert stat.S_IMODE((tmp_path / "head").stat().st_mode) == 0o755
+
+
+def test_a_target_that_is_not_there(tmp_path):
+    with pytest.raises(FastMTPError, match=r"--target .*/none cannot be read: .*directory of a"):
+        init_head(tmp_path / "none", tmp_path / "head")
+    assert not (tmp_path / "head").exists()

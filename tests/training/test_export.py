@@ -146,6 +146,12 @@ def test_exported_head_fits_its_target_in_bfloat16(pair, tmp_path):
         export_head(pair.head, tmp_path / "out", target=pair.target)
     with pytest.raises(FastMTPError, match=r"holds no config\.json"):
         export_head(tmp_path, tmp_path / "other", target=pair.target)
+    wider = shutil.copytree(pair.target, tmp_path / "wider")
+    config = json.loads((wider / "config.json").read_text())
+    (wider / "config.json").write_text(json.dumps(config | {"vocab_size": 49153}))
+    with pytest.raises(FastMTPError, match="the head belongs to another target"):
+        export_head(pair.head, tmp_path / "other", target=wider)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_start_that_is_nothing_is_refused(pair, tmp_path):
