@@ -1,8 +1,8 @@
 """Random attention batches, shared by test_attention.py and the process that it starts.
 
-Run as a script with a seed and a number of cases it computes the same rows in several ways and
-prints one JSON object: {way: [rows compared, rows whose bits differ]}. It needs a process of its
-own, since MKL reads MKL_CBWR at its first product.
+Run as a script with a seed, a number of cases and a dtype it computes the same rows in several ways
+and prints one JSON object: {way: [rows compared, rows whose bits differ]}. It needs a process of
+its own, since MKL reads MKL_CBWR at its first product.
 """
 
 import json
@@ -174,4 +174,5 @@ def _without_sglang() -> None:
 
 if __name__ == "__main__":
     _without_sglang()
+    torch.set_default_dtype(getattr(torch, sys.argv[3]))
     print(json.dumps(differing_rows(seed=int(sys.argv[1]), cases=int(sys.argv[2]))))
