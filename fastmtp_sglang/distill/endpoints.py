@@ -18,10 +18,10 @@ import httpx
 
 from fastmtp_sglang.distill.records import FinishReason
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.http_client import async_client
 
 _FIRST_PAUSE = 0.5  # seconds, doubled with every retry
 _LONGEST_PAUSE = 30.0
-_CONNECT_SECONDS = 10.0
 # What says nothing about the request: a server that restarts, a queue that is full.
 _NOT_THE_REQUEST = (httpx.ConnectError.__name__, "HTTP 429", "HTTP 503")
 _MAX_ROUNDS = 20
@@ -68,14 +68,7 @@ class EndpointPool:
         self._retries = retries
         self._pause = pause
         self._say = say
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
-            # The number of requests in flight is the caller's business.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            # A proxy of the environment cannot reach loopback, nor should it see the key.
-            trust_env=False,
-        )
+        self._client = async_client(api_key, timeout)
 
     async def __aenter__(self) -> Self:
         return self

@@ -35,7 +35,7 @@ _MAX_RUNNING = 4
 _ORDER = (
     *("entry_points", "bench", "hidden_states", "adaptive", "routing", "penalties", "soak"),
     *("outputs", "refused_requests", "malformed_requests", "structured_output", "scale_out"),
-    *("scheduling", "equality", "sampling", "rejection"),
+    *("scheduling", "equality", "tool_calls", "sampling", "rejection"),
 )
 
 
@@ -89,11 +89,12 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
 def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     speculate = ("--speculative-algorithm", "fastmtp")
     draft = "--speculative-draft-model-path"
+    tools = ("--tool-call-parser", "hermes")
     return {
-        "smollm2": (checkpoints.smollm2, ()),
+        "smollm2": (checkpoints.smollm2, tools),
         "smollm2-fastmtp": (
             checkpoints.smollm2,
-            (*speculate, draft, str(checkpoints.smollm2_head)),
+            (*speculate, draft, str(checkpoints.smollm2_head), *tools),
         ),
         "mimo": (checkpoints.mimo, ()),
         # Only so are SGLang's own penalties those of the tokens before (`penalties`).
