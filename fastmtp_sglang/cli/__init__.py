@@ -1,6 +1,8 @@
 """The command `fastmtp`: one module a command, and nothing heavy imported until one runs."""
 
+import errno
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -28,9 +30,27 @@ app.add_typer(vocab.app, name="vocab")
 
 
 def main() -> None:
-    """Run the command line; a FastMTPError becomes one line on stderr and exit code 2."""
+    """Run the command line; what the user can mend becomes one line on stderr and exit code 2.
+
+    That is a FastMTPError, and a full disk, which any writer may meet in the middle of its work.
+    """
     try:
         app()
     except FastMTPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        _end(f"the disk is full ({error}). Make room and run the same command again.")
+
+
+def _end(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors and tokenizers write from Rust, whose errors carry the number in their words.
+    return f"(os error {errno.ENOSPC})" in str(error)
