@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
     from fastmtp_sglang.head.compatibility import check_compatible
-    from fastmtp_sglang.launch import command
+    from fastmtp_sglang.launch import command, require_free_port
 
     arguments = command(
         model,
@@ -53,6 +53,7 @@ def serve(
     )
     print(shlex.join(arguments), flush=True)
     if not dry_run:
+        require_free_port(arguments)
         target = Path(arguments[arguments.index("--model-path") + 1])
         if draft is not None and Path(draft).is_dir() and target.is_dir():
             # SGLang would come to it after half a minute, below a traceback.

@@ -4,6 +4,7 @@ Alone: pytest tests/cli/test_serve.py
 """
 
 import shlex
+import socket
 from pathlib import Path
 
 import models
@@ -21,6 +22,7 @@ SPECULATION = ["--speculative-algorithm", "FASTMTP"]
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch):
     monkeypatch.setattr(launch, "launch_prefix", lambda: ["sglang", "serve"])
+    monkeypatch.setattr(launch, "_SGLANG_PORT", "0")  # another server may run here
 
 
 @pytest.fixture
@@ -131,6 +133,19 @@ def test_a_draft_of_another_target_is_refused_before_sglang_starts(run, tmp_path
     assert isinstance(result.exception, FastMTPError)
     assert "no MTP head" in str(result.exception)
     assert not became
+
+
+@pytest.mark.parametrize("spelling", [("--port", "{}"), ("--port=1", "--port={}")])
+def test_a_port_in_use_is_refused_before_sglang_starts(run, spelling):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        flags = [part.format(port) for part in spelling]
+        result, became = run("org/m", "--", *flags)
+        assert f"--port {port} is in use on 127.0.0.1" in str(result.exception)
+        assert not became
+        # SGLang's own reading of the flags decides, and so does a file.
+        assert run("org/m", "--", *flags, "--port", "0")[1]
+        assert run("org/m", "--", "--config", "serve.yaml")[1]
 
 
 def test_num_steps_below_one_is_a_usage_error(run):
