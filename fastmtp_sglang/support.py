@@ -36,6 +36,10 @@ WORKS = (
     ("draft vocabularies, a list for each row of a batch", "tests/serving/test_routing.py"),
     ("K chosen while serving (--speculative-adaptive)", "tests/serving/test_adaptive.py"),
     ("`sglang serve`, `python -m sglang.launch_server`", "tests/serving/test_entry_points.py"),
+    (
+        "two tensor-parallel ranks, draft vocabularies included",
+        "tests/serving/test_tensor_parallel.py",
+    ),
     ("several servers behind SGLang's router", "tests/serving/test_scale_out.py"),
     ("`sglang.Engine`", "tests/serving/test_entry_points.py"),
     ("heads for Llama, Qwen2, Qwen3; MiMo's native layer", "tests/serving/test_hidden_states.py"),
@@ -43,7 +47,7 @@ WORKS = (
 # Written for, and never run: no GPU was at hand.
 UNPROVEN = (
     "CUDA and ROCm: graphs, attention backends, the Triton kernels (interpreted and compiled only)",
-    "tensor parallelism; with a draft vocabulary it needs one collective a draft step",
+    "tensor parallelism on GPUs; with a draft vocabulary it needs one collective a draft step",
     "quantized targets; a draft vocabulary refuses a quantized lm_head",
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
     "the hierarchical cache (--enable-hierarchical-cache); multimodal targets",

@@ -26,7 +26,14 @@ _COMMON = (
     "--enable-return-hidden-states",
 )
 # SGLang puts running requests back every few steps, as it does when memory runs short.
-_ENV = {"mimo-retracting": {"SGLANG_TEST_RETRACT": "1"}}
+_ENV = {
+    "mimo-retracting": {"SGLANG_TEST_RETRACT": "1"},
+    # SGLang wants a core for each rank on a machine of one NUMA node.
+    **{
+        f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+        for kind in ("", "routed-")
+    },
+}
 # Each takes 2 to 3 GB, and another process of the suite needs some too.
 _MAX_RUNNING = 4
 
@@ -35,7 +42,7 @@ _MAX_RUNNING = 4
 _ORDER = (
     *("entry_points", "bench", "hidden_states", "adaptive", "routing", "penalties", "soak"),
     *("outputs", "refused_requests", "malformed_requests", "structured_output", "scale_out"),
-    *("scheduling", "equality", "tool_calls", "sampling", "rejection"),
+    *("scheduling", "equality", "tool_calls", "sampling", "rejection", "tensor_parallel"),
 )
 
 
@@ -82,7 +89,12 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     chains.routed(chained).save(beside_head)
     chains.english_only(chained).save(root / "english-only.safetensors")
     return Checkpoints(
-        real, root / "smollm2-head", mimo, root / "mimo-head", chained, root / "chains-head"
+        smollm2=real,
+        smollm2_head=root / "smollm2-head",
+        mimo=mimo,
+        mimo_head=root / "mimo-head",
+        chains=chained,
+        chains_head=root / "chains-head",
     )
 
 
@@ -90,6 +102,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     speculate = ("--speculative-algorithm", "fastmtp")
     draft = "--speculative-draft-model-path"
     tools = ("--tool-call-parser", "hermes")
+    two_ranks = ("--tp-size", "2")
     return {
         "smollm2": (checkpoints.smollm2, tools),
         "smollm2-fastmtp": (
@@ -136,6 +149,11 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
                 *(*speculate, draft, str(checkpoints.chains_head)),
                 *("--enable-metrics", "--decode-log-interval", "5"),
             ),
+        ),
+        "chains-two-ranks": (checkpoints.chains, two_ranks),
+        "chains-routed-two-ranks": (
+            checkpoints.chains,
+            (*speculate, draft, str(checkpoints.chains_head), *two_ranks),
         ),
         "chains-adaptive": (
             checkpoints.chains,
