@@ -24,6 +24,8 @@ _COMMON = (
     # Idle servers must not eat the two cores that the busy one needs.
     "--sleep-on-idle",
     "--enable-return-hidden-states",
+    # What other servers allocate while this one loads counts as its own, and SGLang gives up.
+    *("--mem-fraction-static", "0.95"),
 )
 # SGLang puts running requests back every few steps, as it does when memory runs short.
 _ENV = {
@@ -34,8 +36,8 @@ _ENV = {
         for kind in ("", "routed-")
     },
 }
-# Each takes 2 to 3 GB, and another process of the suite needs some too.
-_MAX_RUNNING = 4
+# Each takes 2 to 3 GB, and the suite's other process runs as many beside them.
+_MAX_RUNNING = 3
 
 
 # Files in an order in which each server is started once, or nearly so.
