@@ -104,6 +104,11 @@ HOOKS: tuple[Hook, ...] = (
         "batch batch_result",
     ),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2._forward_prefill_batch", "batch"),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.on_verify_complete_cpu",
+        "num_correct_drafts_per_req batch_size",
+    ),
     Hook("override", "sglang.srt.managers.tp_worker:TpModelWorker.weight_update_runners", ""),
     # The choice of K.
     Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),

@@ -23,6 +23,7 @@ from sglang.srt.speculative import eagle_worker_v2
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
+from fastmtp_sglang.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.adaptive import AdaptiveSteps
 from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.errors import FastMTPError
@@ -188,6 +189,9 @@ class FastMTPWorker(EAGLEWorkerV2):
         )
         self._verification.install()
         self._adaptive: AdaptiveSteps | None = None
+        self._watch: AcceptanceWatch | None = None
+        if get_parallel().tp_rank == 0 and not get_spec().speculative_adaptive:
+            self._watch = AcceptanceWatch()
         if get_spec().speculative_adaptive:
             self._adaptive = AdaptiveSteps(self.speculative_num_steps)
             self.adaptive_controller = AdaptiveController(self, self._adaptive)
@@ -201,6 +205,14 @@ class FastMTPWorker(EAGLEWorkerV2):
         result = super()._forward_prefill_batch(batch, *args, **kwargs)
         self._verification.after_prefill(batch, result.next_token_ids)
         return result
+
+    def on_verify_complete_cpu(
+        self, num_correct_drafts_per_req: list[int], batch_size: int = 0
+    ) -> None:
+        """Learn from a verification whose result has arrived."""
+        if self._watch is not None:
+            self._watch.observe(num_correct_drafts_per_req)
+        super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
 
 
 def _no_switches(record: logging.LogRecord) -> bool:

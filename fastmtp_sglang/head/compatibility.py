@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig, describe
+from fastmtp_sglang.head.config import ARCHITECTURE, FAMILIES, FastMTPConfig, describe
 
 # Targets whose checkpoint holds an MTP layer that SGLang 0.5.23 turns into a draft model
 # (configs/model_config.py, ModelConfig._config_draft_model).
@@ -134,6 +134,14 @@ def check(target_path: str, target: Any, draft_path: str, draft: Any) -> None:
             f"--speculative-draft-model-path {draft_path} holds {architecture}, which is no MTP "
             f"head: expected {ARCHITECTURE} (see `fastmtp head init`) or a model with a native MTP "
             "layer. For a separate small draft model use --speculative-algorithm STANDALONE."
+        )
+    target_architecture = (target.architectures or [target.model_type])[0]
+    if architecture == ARCHITECTURE and target_architecture not in FAMILIES:
+        raise FastMTPError(
+            f"--speculative-draft-model-path {draft_path} is a FastMTP head, which drafts for "
+            f"{', '.join(FAMILIES)}; {target_path} is {target_architecture}. The head knows its "
+            "target's text only, no images and no other layout. Use the target's native MTP layer "
+            "if it has one, or serve without --speculative-algorithm."
         )
     ours = getattr(draft, "text_config", draft)
     theirs = getattr(target, "text_config", target)
