@@ -12,8 +12,8 @@ demo: $(BIN)/.installed
 
 # Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
 # one process. `make test-slow` runs what is left out: other servers than the rest, and little else.
-OTHER_SERVERS := $(addprefix tests/serving/test_,entry_points.py bench.py hidden_states.py \
-	adaptive.py)
+OTHER_SERVERS := $(addprefix tests/serving/test_,entry_points.py bench.py real_model.py \
+	tool_calls.py hidden_states.py)
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=none test-servers test-units

@@ -21,7 +21,7 @@ PACKAGES = {
 SERVING = {
     *("plugin", "algorithm", "worker", "adaptive", "draft_head", "routing", "routing_log"),
     *("verification", "penalties", "filters", "stops", "request_limits", "cpu"),
-    *("masked_draft_head", "request_metrics"),
+    *("masked_draft_head", "request_metrics", "acceptance_watch"),
 }
 TRAINING = {"training", "distill"}
 # `benchmarks.stages` measures the stages of a decoding step from inside: its subject is our worker.

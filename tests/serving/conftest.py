@@ -15,7 +15,6 @@ import pytest
 
 from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.checkpoint import init_head
 from fastmtp_sglang.server_process import ServerProcess
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
@@ -42,9 +41,10 @@ _MAX_RUNNING = 3
 
 # Files in an order in which each server is started once, or nearly so.
 _ORDER = (
-    *("entry_points", "bench", "hidden_states", "adaptive", "routing", "penalties", "soak"),
-    *("outputs", "refused_requests", "malformed_requests", "structured_output", "scale_out"),
-    *("scheduling", "equality", "tool_calls", "sampling", "rejection", "tensor_parallel"),
+    *("entry_points", "bench", "real_model", "tool_calls", "hidden_states"),
+    *("routing", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
+    *("malformed_requests", "structured_output", "scale_out", "scheduling", "equality"),
+    *("sampling", "rejection", "tensor_parallel"),
 )
 
 
@@ -76,8 +76,8 @@ class Checkpoints:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> Checkpoints:
     root = tmp_path_factory.mktemp("checkpoints")
-    real = smollm2.checkpoint()
-    init_head(real, root / "smollm2-head")
+    head = smollm2.draft_head()
+    assert head.trained
     plain = models.add_loops(models.target(root / "plain", "qwen2", output_scale=0.01))
     # Two heads of different quality: the native one drafts well, the other one less.
     native = models.agreeing_head(plain, root / "native-head", noise=0.1)
@@ -91,8 +91,8 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     chains.routed(chained).save(beside_head)
     chains.english_only(chained).save(root / "english-only.safetensors")
     return Checkpoints(
-        smollm2=real,
-        smollm2_head=root / "smollm2-head",
+        smollm2=smollm2.checkpoint(),
+        smollm2_head=head.path,
         mimo=mimo,
         mimo_head=root / "mimo-head",
         chains=chained,
@@ -103,13 +103,14 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
 def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     speculate = ("--speculative-algorithm", "fastmtp")
     draft = "--speculative-draft-model-path"
-    tools = ("--tool-call-parser", "hermes")
+    # Its keys and values take 46 kB a token; the longest prompt is of 1,500 tokens.
+    real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
     two_ranks = ("--tp-size", "2")
     return {
-        "smollm2": (checkpoints.smollm2, tools),
+        "smollm2": (checkpoints.smollm2, real),
         "smollm2-fastmtp": (
             checkpoints.smollm2,
-            (*speculate, draft, str(checkpoints.smollm2_head), *tools),
+            (*speculate, draft, str(checkpoints.smollm2_head), *real),
         ),
         "mimo": (checkpoints.mimo, ()),
         # Only so are SGLang's own penalties those of the tokens before (`penalties`).

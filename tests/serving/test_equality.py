@@ -127,25 +127,3 @@ def test_temperature_samples(servers):
         greedy = generate(servers(kind), "Once upon a time", max_new_tokens=12)
         assert len({a.ids for a in sampled}) > 8
         assert sum(a.ids == greedy.ids for a in sampled) < 4
-
-
-def test_real_model_batch_16(servers, baselines):
-    base = baselines("smollm2")
-    assert {a.finish_reason["type"] for a in base} == {"stop", "length"}
-    fast = generate_all(servers("smollm2-fastmtp"), requests(), concurrency=16)
-    assert_equal(fast, base)
-    assert all(a.meta["spec_verify_ct"] > 0 for a in fast if len(a.ids) > 1)
-
-
-def test_real_model_streaming(servers, baselines):
-    chosen = range(0, 64, 2)
-    cases = [requests()[i] for i in chosen]
-    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=8, stream=True)
-    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
-
-
-def test_real_model_batch_1(servers, baselines):
-    chosen = range(3, 64, 6)
-    cases = [requests()[i] for i in chosen]
-    fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=1)
-    assert_equal(fast, [baselines("smollm2")[i] for i in chosen])
