@@ -48,6 +48,7 @@ class Options:
     rerun: bool
     tokenizer: str | None
     api_key: str | None
+    side_by_side: bool
 
     @property
     def directory(self) -> Path:
@@ -129,6 +130,7 @@ class Options:
             seed=self.seed,
             repeats=self.repeats,
             rerun=self.rerun,
+            side_by_side=self.side_by_side,
         )
 
     def _tokenizer(self, model: Model | None) -> Any:

@@ -1,8 +1,11 @@
-"""A whole benchmark: every configuration, one after the other, on every task at every load level.
+"""A whole benchmark: every configuration on every task at every load level.
+
+Configurations are served one after the other, or all at once (`Plan.side_by_side`): then each task
+is measured on one after the other, and a machine whose speed wanders meets all of them alike.
 
 What is finished is kept: the same command goes on where an earlier run was stopped, and a run with
-other settings over the same directory is refused. The report is written anew after each
-configuration, so that a long run can be looked at.
+other settings over the same directory is refused. One after the other, the report is written anew
+after each configuration, so that a long run can be looked at.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Plan:
         time_limit: Seconds per cell after which no conversation begins.
         timeout: Seconds that one answer may take.
         rerun: Measure finished cells again.
+        side_by_side: Keep all configurations served, and change between them at each task.
         tokenizer: For prompts, None for the served model's own.
     """
 
@@ -61,6 +65,7 @@ class Plan:
     seed: int = 0
     repeats: int = 1
     rerun: bool = False
+    side_by_side: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,21 +97,44 @@ def run(
     """
     store = Store(plan.output)
     pending = _pending(plan, store, say)
+    if plan.side_by_side:
+        with contextlib.ExitStack() as stack:
+            servers = {
+                configuration: stack.enter_context(_served(configuration, plan, say))
+                for configuration in dict.fromkeys(wanted.configuration for wanted in pending)
+            }
+            for wanted in sorted(pending, key=lambda wanted: _turn(plan, wanted)):
+                url, check = servers[wanted.configuration]
+                asyncio.run(_measure(plan, store, url, check, [wanted], say, on_record))
+        return _report(plan, plots=True)
     rows: list[Row] = []
     for number, configuration in enumerate(plan.configurations, 1):
         cells = [wanted for wanted in pending if wanted.configuration == configuration]
         if cells:
             with _served(configuration, plan, say) as (url, check):
                 asyncio.run(_measure(plan, store, url, check, cells, say, on_record))
-        rows = write_report(
-            plan.output,
-            plan.command,
-            baseline=plan.baseline,
-            configurations=[c.name for c in plan.configurations],
-            tasks=[task.name for task in plan.tasks],
-            plots=number == len(plan.configurations),
-        )
+        rows = _report(plan, plots=number == len(plan.configurations))
     return rows
+
+
+def _turn(plan: Plan, wanted: _Wanted) -> tuple[int, ...]:
+    """Place of a cell where configurations take turns."""
+    return (
+        plan.levels.index(wanted.level),
+        plan.tasks.index(wanted.task),
+        plan.configurations.index(wanted.configuration),
+    )
+
+
+def _report(plan: Plan, *, plots: bool) -> list[Row]:
+    return write_report(
+        plan.output,
+        plan.command,
+        baseline=plan.baseline,
+        configurations=[configuration.name for configuration in plan.configurations],
+        tasks=[task.name for task in plan.tasks],
+        plots=plots,
+    )
 
 
 def _pending(plan: Plan, store: Store, say: Callable[[str], None]) -> list[_Wanted]:

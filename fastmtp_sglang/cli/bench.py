@@ -77,6 +77,14 @@ Retries = Annotated[int, typer.Option(min=0, help="Times that a failed request i
 Seed = Annotated[int, typer.Option(help="Of the arrival times.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Runs; of each conversation the fastest counts.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Measure again what is finished.")]
+SideBySide = Annotated[
+    bool,
+    typer.Option(
+        "--side-by-side",
+        help="Keep all servers running and take turns at each task, for a machine whose speed "
+        "wanders. They need the memory together, and --sleep-on-idle.",
+    ),
+]
 ModelName = Annotated[str, typer.Option(help="Model directory, Hugging Face name, or smollm2.")]
 Draft = Annotated[
     str | None, typer.Option(help="Head directory. Default: the model's own; embedded for smollm2.")
@@ -143,9 +151,10 @@ def bench(
     seed: Seed = 0,
     repeats: Repeats = 1,
     rerun: Rerun = False,
+    side_by_side: SideBySide = False,
     tokenizer: Tokenizer = None,
 ) -> None:
-    """Measure configurations on tasks, one server after the other, and write a report.
+    """Measure configurations on tasks and write a report.
 
     OUTPUT/summary.json, report.md and plots/; a line per request in requests/.
     """
@@ -157,7 +166,7 @@ def bench(
     options = Options(
         output, task or (), shape or (), shape_text or (), limit, concurrency, rate, temperature,
         top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, repeats,
-        rerun, tokenizer, api_key,
+        rerun, tokenizer, api_key, side_by_side,
     )  # fmt: skip
     console = _console()
     if endpoint:
@@ -211,6 +220,7 @@ def sweep(
     seed: Seed = 0,
     repeats: Repeats = 1,
     rerun: Rerun = False,
+    side_by_side: SideBySide = False,
     tokenizer: Tokenizer = None,
     api_key: ApiKey = None,
 ) -> None:
@@ -221,7 +231,7 @@ def sweep(
     options = Options(
         output, task or (), shape or (), shape_text or (), limit, concurrency, rate, temperature,
         top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, repeats,
-        rerun, tokenizer, api_key,
+        rerun, tokenizer, api_key, side_by_side,
     )  # fmt: skip
     console = _console()
     steps = numbers("--num-steps", num_steps, int)

@@ -12,12 +12,21 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.limits import flag_of
 
-# What asks for sampling from each request's seed. SGLang hashes the seed in a Triton kernel or in a
-# build of sgl_kernel that the CUDA wheel does not hold.
-_SEEDED = {
-    "--enable-deterministic-inference": "enable_deterministic_inference",
-    "--rl-on-policy-target": "rl_on_policy_target",
+# What needs operators that are not there, by field of SGLang's ServerArgs: the reason, and what to
+# do. SGLang hashes seeds in a Triton kernel or in a build of sgl_kernel that the CUDA wheel lacks.
+_NO_OPERATOR_FOR_SEEDS = (
+    "samples from each request's sampling_seed, for which SGLang has no operator",
+    "Remove it; answers at temperature 0 are reproducible without.",
+)
+_REFUSED = {
+    "enable_deterministic_inference": _NO_OPERATOR_FOR_SEEDS,
+    "rl_on_policy_target": _NO_OPERATOR_FOR_SEEDS,
+    "enable_hierarchical_cache": (
+        "copies the KV cache between GPU and host memory, with CUDA streams that are not there",
+        "Remove it; here the KV cache is in host memory, --max-total-tokens is its size.",
+    ),
 }
 
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
@@ -39,14 +48,13 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Refuse what cannot work here, with or without speculation; no default is changed.
 
         Raises:
-            FastMTPError: sampling from seeds is asked for.
+            FastMTPError: naming the flag, the reason and the way out.
         """
-        for flag, field in _SEEDED.items():
+        for field, (reason, remedy) in _REFUSED.items():
             if value := getattr(server_args, field):
                 raise FastMTPError(
-                    f"{flag} {value} samples from each request's sampling_seed, for which SGLang "
-                    "has no operator on the CPU platform of fastmtp-sglang. Remove it; answers at "
-                    "temperature 0 are reproducible without."
+                    f"{flag_of(field)} {value} {reason} on the CPU platform of fastmtp-sglang. "
+                    f"{remedy}"
                 )
 
     def get_default_attention_backend(self) -> str:

@@ -21,20 +21,30 @@ def target(tmp_path_factory):
 
 @pytest.mark.parametrize("algorithm", [None, "fastmtp", "NEXTN"])
 @pytest.mark.parametrize(
-    ("arguments", "flag"),
+    ("arguments", "begin"),
     [
-        ({"enable_deterministic_inference": True}, "--enable-deterministic-inference True"),
-        ({"rl_on_policy_target": "fsdp"}, "--rl-on-policy-target fsdp"),
+        (
+            {"enable_deterministic_inference": True},
+            "--enable-deterministic-inference True samples from each request's sampling_seed",
+        ),
+        (
+            {"rl_on_policy_target": "fsdp"},
+            "--rl-on-policy-target fsdp samples from each request's sampling_seed",
+        ),
+        (
+            {"enable_hierarchical_cache": True},
+            "--enable-hierarchical-cache True copies the KV cache between GPU and host memory",
+        ),
     ],
 )
-def test_sampling_from_seeds_is_refused(target, algorithm, arguments, flag):
+def test_what_has_no_operator_here_is_refused(target, algorithm, arguments, begin):
     """By SGLang's own resolution of its arguments, before any weight is read."""
     plugin.register()
     args = ServerArgs(model_path=str(target), speculative_algorithm=algorithm, **arguments)
     with pytest.raises(FastMTPError) as caught:
         args.resolve_once()
     message = str(caught.value)
-    assert message.startswith(f"{flag} samples from each request's sampling_seed")
+    assert message.startswith(begin)
     assert "Remove it" in message
 
 
