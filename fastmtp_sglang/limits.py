@@ -1,4 +1,4 @@
-"""What FASTMTP refuses: one table for the refusals at start-up and for the support matrix.
+"""What FASTMTP and its CPU platform refuse: tables for refusals at start-up and the support matrix.
 
 An argument that would be ignored, would change the output, or waits for a later release is refused
 with its name, its value, the reason and the way out. Nothing is dropped in silence.
@@ -6,7 +6,7 @@ with its name, its value, the reason and the way out. Nothing is dropped in sile
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -155,6 +155,25 @@ LIMITS: tuple[Limit, ...] = (
 )
 
 
+# What the CPU platform refuses, with and without speculation. SGLang hashes seeds in a Triton
+# kernel or in a build of sgl_kernel that the CUDA wheel lacks.
+_SEEDS = (
+    "samples from each request's sampling_seed, for which SGLang has no operator on the CPU "
+    "platform of fastmtp-sglang",
+    "Remove it; answers at temperature 0 are reproducible without.",
+)
+ON_A_CPU: tuple[Limit, ...] = (
+    Limit("enable_deterministic_inference", *_SEEDS),
+    Limit("rl_on_policy_target", *_SEEDS),
+    Limit(
+        "enable_hierarchical_cache",
+        "copies the KV cache between GPU and host memory, and on the CPU platform of "
+        "fastmtp-sglang there is only the one",
+        "Remove it; --max-total-tokens is the size of the KV cache.",
+    ),
+)
+
+
 # What --speculative-adaptive does not go with: each rank would measure other times and choose
 # another K, the switch would lose what these wrap around SGLang's attention, or (rejection
 # sampling) a step after K = 0 has no distribution that its first draft was drawn from.
@@ -168,8 +187,24 @@ NOT_ADAPTIVE = (
 )
 
 
+def refuse_any(server_args: Any, limits: Iterable[Limit]) -> None:
+    """Check SGLang's arguments against a table.
+
+    Args:
+        server_args: SGLang's ServerArgs, or a view of them.
+        limits: the table.
+
+    Raises:
+        FastMTPError: for the first argument that is refused.
+    """
+    for limit in limits:
+        value = getattr(server_args, limit.field)
+        if limit.applies(value):
+            raise FastMTPError(f"{limit.flag} {value} {limit.reason}. {limit.remedy}")
+
+
 def refuse(server_args: Any) -> None:
-    """Check SGLang's arguments against the table.
+    """Check SGLang's arguments against `LIMITS`, and what depends on two of them.
 
     Args:
         server_args: SGLang's ServerArgs, or a view of them.
@@ -177,10 +212,7 @@ def refuse(server_args: Any) -> None:
     Raises:
         FastMTPError: for the first argument that is refused.
     """
-    for limit in LIMITS:
-        value = getattr(server_args, limit.field)
-        if limit.applies(value):
-            raise FastMTPError(f"{limit.flag} {value} {limit.reason}. {limit.remedy}")
+    refuse_any(server_args, LIMITS)
     if server_args.speculative_adaptive:
         for field, alone in NOT_ADAPTIVE:
             if (value := getattr(server_args, field)) != alone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastmtp_sglang.limits import LIMITS, NOT_ADAPTIVE, Limit, flag_of
+from fastmtp_sglang.limits import LIMITS, NOT_ADAPTIVE, ON_A_CPU, Limit, flag_of
 from fastmtp_sglang.request_limits import REQUEST_LIMITS
 
 # Feature, and the tests that show it; each is a file of this repository.
@@ -35,6 +35,8 @@ WORKS = (
     ("a warm prefix cache drafts as a cold one", "tests/serving/test_scheduling.py"),
     ("draft vocabularies, a list for each row of a batch", "tests/serving/test_routing.py"),
     ("K chosen while serving (--speculative-adaptive)", "tests/serving/test_adaptive.py"),
+    ("a real model, its trained head and draft vocabulary", "tests/serving/test_real_model.py"),
+    ("a head that drafts nothing useful is named in the log", "tests/test_acceptance_watch.py"),
     ("`sglang serve`, `python -m sglang.launch_server`", "tests/serving/test_entry_points.py"),
     (
         "two tensor-parallel ranks, draft vocabularies included",
@@ -50,7 +52,8 @@ UNPROVEN = (
     "tensor parallelism on GPUs; with a draft vocabulary it needs one collective a draft step",
     "quantized targets; a draft vocabulary refuses a quantized lm_head",
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
-    "the hierarchical cache (--enable-hierarchical-cache); multimodal targets",
+    "the hierarchical cache (--enable-hierarchical-cache), which needs a GPU",
+    "native MTP layers of multimodal targets; heads of `fastmtp head init` refuse such targets",
 )
 
 
@@ -82,6 +85,13 @@ def page() -> str:
             "With `--speculative-adaptive` also: "
             + ", ".join(f"`{flag_of(field)}`" for field, _ in NOT_ADAPTIVE)
             + ".",
+            "",
+            "On the CPU platform also, with or without speculation:",
+            "",
+            *_table(
+                ("flag", "reason", "instead"),
+                ((f"`{x.flag}`", x.reason, x.remedy) for x in ON_A_CPU),
+            ),
             "",
             "## Refused requests",
             "",

@@ -13,6 +13,9 @@ that a token verified among K drafts gets the logits that plain decoding would h
 - there are always two products to compute: a lone one would be split among MKL's threads.
 MKL's reproducible mode, which `cpu.activate` sets, keeps it from choosing kernels by the alignment
 of memory. Measured over random shapes, chunkings and batches in tests/cpu/test_attention.py.
+
+It is computed in float32 whatever the model's dtype: bfloat16 products, which oneDNN does, are
+summed by how many rows they have, and a prompt's keys would depend on how its prefill was cut.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class AttentionCall:
         self._flat_slots = self.slots.flatten()
 
     def pack(self, query: torch.Tensor, key_heads: int) -> torch.Tensor:
-        """The rows of this call by key head: [b, key heads, rows of `mask`, head size].
+        """The rows of this call by key head, float32 [b, key heads, rows of `mask`, head size].
 
         Args:
             query: [tokens, query heads, head size] of the whole batch.
@@ -81,13 +84,13 @@ class AttentionCall:
         if packed is None:
             # Its padding rows stay zero.
             shape = (b, key_heads, _round_up(group * n, _ROW_MULTIPLE), size)
-            packed = self._rows[query.shape, key_heads] = query.new_zeros(shape)
+            packed = self._rows[query.shape, key_heads] = torch.zeros(shape, dtype=torch.float32)
         rows = query[self.tokens].view(b, n, key_heads, group, size).permute(0, 2, 3, 1, 4)
         packed[:, :, : group * n].view(b, key_heads, group, n, size).copy_(rows)
         return packed
 
     def gather(self, what: str, cache: torch.Tensor) -> torch.Tensor:
-        """`what` ("keys" or "values") of this call, [b, key heads, L, head size].
+        """`what` ("keys" or "values") of this call, float32 [b, key heads, L, head size].
 
         Args:
             cache: [slots, key heads, head size].
@@ -96,12 +99,18 @@ class AttentionCall:
         costs more (page faults) than filling them.
         """
         heads, size = cache.shape[1:]
-        gathered = self._gathered.get((what, cache.dtype, heads, size))
-        if gathered is None:
-            gathered = cache.new_empty(len(self._flat_slots), heads, size)
-            self._gathered[what, cache.dtype, heads, size] = gathered
+        gathered = self._buffer(what, cache.dtype, heads, size)
         torch.index_select(cache, 0, self._flat_slots, out=gathered)
+        if cache.dtype != torch.float32:
+            gathered = self._buffer(what, torch.float32, heads, size).copy_(gathered)
         return gathered.view(*self.slots.shape, heads, size).transpose(1, 2)
+
+    def _buffer(self, what: str, dtype: torch.dtype, heads: int, size: int) -> torch.Tensor:
+        buffer = self._gathered.get((what, dtype, heads, size))
+        if buffer is None:
+            buffer = torch.empty(len(self._flat_slots), heads, size, dtype=dtype)
+            self._gathered[what, dtype, heads, size] = buffer
+        return buffer
 
     def mask(self, group_size: int, window: int) -> torch.Tensor:
         """Additive mask, float32 [b, 1, rows, L], rows = group_size * n padded to a multiple of 4.
@@ -117,7 +126,8 @@ class AttentionCall:
                 hidden |= keys < visible - 1 - window
             b, n = self.visible.shape
             rows = group_size * n
-            mask = torch.zeros(b, 1, _round_up(rows, _ROW_MULTIPLE), len(keys))
+            shape = (b, 1, _round_up(rows, _ROW_MULTIPLE), len(keys))
+            mask = torch.zeros(shape, dtype=torch.float32)
             mask[:, 0, :rows].view(b, group_size, n, -1).masked_fill_(
                 hidden.unsqueeze(1), float("-inf")
             )
@@ -227,19 +237,19 @@ def attend(
     key_heads, value_size = value_cache.shape[1:]
     group = heads // key_heads
     rows = call.pack(query, key_heads)
-    keys = call.gather("keys", key_cache).to(query.dtype)
-    values = call.gather("values", value_cache).to(query.dtype)
+    keys = call.gather("keys", key_cache)
+    values = call.gather("values", value_cache)
     if b * key_heads == 1 and rows.shape[2] <= _ROWS_PER_PRODUCT:
         rows, keys, values = (t.expand(2, -1, -1, -1) for t in (rows, keys, values))
     result = torch.nn.functional.scaled_dot_product_attention(
-        rows, keys, values, attn_mask=call.mask(group, window).to(query.dtype), scale=scale
+        rows, keys, values, attn_mask=call.mask(group, window), scale=scale
     )
     result = result[:b, :, : group * n].view(b, key_heads, group, n, value_size)
     result = result.permute(0, 3, 1, 2, 4)
     if isinstance(call.tokens, slice):
         output[call.tokens].view(b, n, key_heads, group, value_size).copy_(result)
     else:
-        output[call.tokens] = result.reshape(b * n, heads, value_size)
+        output[call.tokens] = result.reshape(b * n, heads, value_size).to(output.dtype)
 
 
 class CpuAttnBackend(AttentionBackend):

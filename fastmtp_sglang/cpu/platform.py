@@ -11,23 +11,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
-from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.limits import flag_of
-
-# What needs operators that are not there, by field of SGLang's ServerArgs: the reason, and what to
-# do. SGLang hashes seeds in a Triton kernel or in a build of sgl_kernel that the CUDA wheel lacks.
-_NO_OPERATOR_FOR_SEEDS = (
-    "samples from each request's sampling_seed, for which SGLang has no operator",
-    "Remove it; answers at temperature 0 are reproducible without.",
-)
-_REFUSED = {
-    "enable_deterministic_inference": _NO_OPERATOR_FOR_SEEDS,
-    "rl_on_policy_target": _NO_OPERATOR_FOR_SEEDS,
-    "enable_hierarchical_cache": (
-        "copies the KV cache between GPU and host memory, with CUDA streams that are not there",
-        "Remove it; here the KV cache is in host memory, --max-total-tokens is its size.",
-    ),
-}
+from fastmtp_sglang import limits
 
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
 # it. On our platform the name stands for our class.
@@ -50,12 +34,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         Raises:
             FastMTPError: naming the flag, the reason and the way out.
         """
-        for field, (reason, remedy) in _REFUSED.items():
-            if value := getattr(server_args, field):
-                raise FastMTPError(
-                    f"{flag_of(field)} {value} {reason} on the CPU platform of fastmtp-sglang. "
-                    f"{remedy}"
-                )
+        limits.refuse_any(server_args, limits.ON_A_CPU)
 
     def get_default_attention_backend(self) -> str:
         """The name that `init_backend` gives to `cpu.attention.CpuAttnBackend`."""

@@ -112,6 +112,15 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             checkpoints.smollm2,
             (*speculate, draft, str(checkpoints.smollm2_head), *real),
         ),
+        "smollm2-bfloat16": (checkpoints.smollm2, (*real, "--dtype", "bfloat16")),
+        # Prompts are cut in other places than above.
+        "smollm2-bfloat16-fastmtp": (
+            checkpoints.smollm2,
+            (
+                *(*speculate, draft, str(checkpoints.smollm2_head), *real),
+                *("--dtype", "bfloat16", "--chunked-prefill-size", "96"),
+            ),
+        ),
         "mimo": (checkpoints.mimo, ()),
         # Only so are SGLang's own penalties those of the tokens before (`penalties`).
         "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),

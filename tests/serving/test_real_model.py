@@ -1,9 +1,10 @@
 """SmolLM2-135M-Instruct with the head and the draft vocabulary that ship with the package.
 
-Run alone: pytest tests/serving/test_real_model.py (starts two servers)
+Run alone: pytest tests/serving/test_real_model.py (starts two servers, in bfloat16 two more)
 """
 
 import pytest
+import torch
 from client import Answer, acceptance_length, assert_equal, generate_all
 from prompts import requests
 
@@ -34,3 +35,16 @@ def test_batch_1(servers, baseline):
     cases = [requests()[i] for i in chosen]
     fast = generate_all(servers("smollm2-fastmtp"), cases, concurrency=1)
     assert_equal(fast, [baseline[i] for i in chosen])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products"
+)
+def test_bfloat16(servers):
+    """Its bits are those of decoding alone too, wherever a prompt is cut and whatever is beside."""
+    base = generate_all(servers("smollm2-bfloat16"), requests(), concurrency=16)
+    fast = generate_all(servers("smollm2-bfloat16-fastmtp"), requests(), concurrency=16)
+    assert_equal(fast, base)
+    one = generate_all(servers("smollm2-bfloat16-fastmtp"), requests()[1::9], concurrency=1)
+    assert_equal(one, base[1::9])
