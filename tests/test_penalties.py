@@ -149,7 +149,7 @@ def test_only_requests_with_penalties_cost_memory():
 
 def test_rows_of_dead_requests_are_reused():
     penalties = Penalties(VOCAB, "cpu")
-    for _ in range(50):
+    for _ in range(12):
         request = Request(frequency_penalty=1.0)
         penalties.start([request])
         selection = penalties.select([request])
