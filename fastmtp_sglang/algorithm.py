@@ -164,11 +164,12 @@ class FastMTPAlgorithm(CustomSpecAlgo):
             if not beside_head.is_file():
                 return
             path = server_args.speculative_token_map = str(beside_head)
-        if server_args.enable_dp_attention:
+        if server_args.attn_dp_size > 1:
             raise FastMTPError(
-                f"--speculative-token-map {path} does not work with --enable-dp-attention yet: a "
-                "rank would need the languages of other ranks' requests. Remove one of the two (a "
-                f"{FILE_NAME} in the head's directory counts too)."
+                f"--speculative-token-map {path} does not work with --attn-dp-size "
+                f"{server_args.attn_dp_size} (--enable-dp-attention) yet: a rank would need the "
+                f"languages of other ranks' requests. Remove one of the two (a {FILE_NAME} in the "
+                "head's directory counts too)."
             )
         tokenizer = get_tokenizer(
             server_args.tokenizer_path or server_args.model_path,

@@ -171,6 +171,12 @@ ON_A_CPU: tuple[Limit, ...] = (
         "fastmtp-sglang there is only the one",
         "Remove it; --max-total-tokens is the size of the KV cache.",
     ),
+    Limit(
+        # SGLang turns --enable-dp-attention into it.
+        "attn_dp_size",
+        "pads batches in a way that attention on the CPU platform of fastmtp-sglang does not know",
+        "Remove it; several servers behind SGLang's router share a load.",
+    ),
 )
 
 
@@ -181,6 +187,7 @@ NOT_ADAPTIVE = (
     ("tp_size", 1),
     ("dp_size", 1),
     ("enable_dp_attention", False),
+    ("attn_dp_size", 1),
     ("enable_two_batch_overlap", False),
     ("enable_pdmux", False),
     ("speculative_use_rejection_sampling", False),

@@ -114,10 +114,31 @@ def test_refused_argument(mimo, arguments, message):
         resolve(mimo, **arguments)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [{"enable_dp_attention": True, "tp_size": 2, "dp_size": 2}, {"attn_dp_size": 2, "tp_size": 2}],
+    ids=["old spelling", "new spelling"],
+)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"speculative_token_map": "ids.pt"}, "ids.pt does not work with --attn-dp-size 2"),
+        ({"speculative_adaptive": True}, "--speculative-adaptive does not work with --"),
+    ],
+)
+def test_dp_attention_by_either_name(monkeypatch, mimo, flags, arguments, message):
+    """SGLang turns the old flag into the new one before it asks us."""
+    monkeypatch.setattr(limits, "ON_A_CPU", ())  # which refuses it without speculation too
+    with pytest.raises(FastMTPError, match=message):
+        resolve(mimo, **flags, **arguments)
+
+
 def test_every_limit_names_a_real_argument():
     fields = set(ServerArgs.__struct_fields__)
-    assert {limit.field for limit in limits.LIMITS} <= fields
-    assert not any(limit.applies(limits._defaults()[limit.field]) for limit in limits.LIMITS)
+    every = (*limits.LIMITS, *limits.ON_A_CPU)
+    assert {limit.field for limit in every} <= fields
+    assert {field for field, _ in limits.NOT_ADAPTIVE} <= fields
+    assert not any(limit.applies(limits._defaults()[limit.field]) for limit in every)
 
 
 def test_target_without_head_needs_a_draft(mimo):
