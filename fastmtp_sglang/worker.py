@@ -190,13 +190,13 @@ class FastMTPWorker(EAGLEWorkerV2):
         self._verification.install()
         self._adaptive: AdaptiveSteps | None = None
         self._watch: AcceptanceWatch | None = None
-        if get_parallel().tp_rank == 0 and not get_spec().speculative_adaptive:
-            self._watch = AcceptanceWatch()
         if get_spec().speculative_adaptive:
             self._adaptive = AdaptiveSteps(self.speculative_num_steps)
             self.adaptive_controller = AdaptiveController(self, self._adaptive)
             # It reports each switch, and a look at another K is two.
             logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)
+        elif get_parallel().tp_rank == 0:
+            self._watch = AcceptanceWatch()
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         if self._adaptive is not None:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.config import ARCHITECTURE, FAMILIES, FastMTPConfig, describe
+from fastmtp_sglang.head.config import (
+    ARCHITECTURE,
+    FAMILIES,
+    FastMTPConfig,
+    architecture_of,
+    describe,
+)
 
 # Targets whose checkpoint holds an MTP layer that SGLang 0.5.23 turns into a draft model
 # (configs/model_config.py, ModelConfig._config_draft_model).
@@ -127,7 +133,7 @@ def check(target_path: str, target: Any, draft_path: str, draft: Any) -> None:
     Raises:
         FastMTPError: naming what differs and the way out.
     """
-    architecture = (draft.architectures or [draft.model_type])[0]
+    architecture = architecture_of(draft)
     _refuse_architecture(architecture)
     if architecture != ARCHITECTURE and architecture not in NATIVE_ARCHITECTURES:
         raise FastMTPError(
@@ -135,7 +141,7 @@ def check(target_path: str, target: Any, draft_path: str, draft: Any) -> None:
             f"head: expected {ARCHITECTURE} (see `fastmtp head init`) or a model with a native MTP "
             "layer. For a separate small draft model use --speculative-algorithm STANDALONE."
         )
-    target_architecture = (target.architectures or [target.model_type])[0]
+    target_architecture = architecture_of(target)
     if architecture == ARCHITECTURE and target_architecture not in FAMILIES:
         raise FastMTPError(
             f"--speculative-draft-model-path {draft_path} is a FastMTP head, which drafts for "

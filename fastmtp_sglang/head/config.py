@@ -108,7 +108,12 @@ class FastMTPConfig(PreTrainedConfig):
         AutoConfig.register(cls.model_type, cls, exist_ok=True)
 
 
+def architecture_of(config: Any) -> str:
+    """The architecture that a transformers configuration names, else its model type."""
+    return (getattr(config, "architectures", None) or [config.model_type])[0]
+
+
 def describe(config: Any) -> str:
     """Architecture and dimensions in a few words, for messages."""
-    architecture = (getattr(config, "architectures", None) or [config.model_type])[0]
-    return f"{architecture} (hidden size {config.hidden_size}, vocabulary {config.vocab_size})"
+    dimensions = f"hidden size {config.hidden_size}, vocabulary {config.vocab_size}"
+    return f"{architecture_of(config)} ({dimensions})"

@@ -13,41 +13,30 @@ from prompts import requests
 SPECULATIVE = ("mimo-native", "mimo-head-synchronous")
 
 
-@pytest.fixture(scope="session")
-def baselines(servers):
-    """64 answers of each target alone, computed once."""
-    computed: dict[tuple[str, bool], list[Answer]] = {}
-
-    def answers(kind: str, *, ignore_eos: bool = False) -> list[Answer]:
-        key = (kind, ignore_eos)
-        if key not in computed:
-            computed[key] = generate_all(
-                servers(kind), requests(), concurrency=16, ignore_eos=ignore_eos
-            )
-        return computed[key]
-
-    return answers
+@pytest.fixture(scope="module")
+def baseline(servers) -> list[Answer]:
+    """64 answers of the target alone, each of its whole length."""
+    return generate_all(servers("mimo"), requests(), concurrency=16, ignore_eos=True)
 
 
 @pytest.mark.parametrize("kind", SPECULATIVE)
 @pytest.mark.parametrize("concurrency", [1, 16])
-def test_head_that_accepts_much(servers, baselines, kind, concurrency):
+def test_head_that_accepts_much(servers, baseline, kind, concurrency):
     chosen = slice(None) if concurrency > 1 else slice(None, None, 7)
-    base = baselines("mimo", ignore_eos=True)
     fast = generate_all(servers(kind), requests()[chosen], concurrency=concurrency, ignore_eos=True)
-    assert_equal(fast, base[chosen])
+    assert_equal(fast, baseline[chosen])
     assert acceptance_length(fast) > 2
 
 
-def test_the_cpu_platform_under_sglangs_own_speculation(servers, baselines):
+def test_the_cpu_platform_under_sglangs_own_speculation(servers, baseline):
     """NEXTN: the same layer, drafted and verified without us."""
     fast = generate_all(servers("mimo-nextn"), requests()[:32], concurrency=16, ignore_eos=True)
-    assert_equal(fast, baselines("mimo", ignore_eos=True)[:32])
+    assert_equal(fast, baseline[:32])
     assert acceptance_length(fast) > 2
 
 
 @pytest.mark.parametrize("kind", SPECULATIVE)
-def test_staggered_arrivals_streamed(servers, baselines, kind):
+def test_staggered_arrivals_streamed(servers, baseline, kind):
     cases = requests()[:24]
 
     def late(index: int) -> Answer:
@@ -58,7 +47,7 @@ def test_staggered_arrivals_streamed(servers, baselines, kind):
     servers(kind)
     with ThreadPoolExecutor(len(cases)) as pool:
         fast = list(pool.map(late, range(len(cases))))
-    assert_equal(fast, baselines("mimo", ignore_eos=True)[:24])
+    assert_equal(fast, baseline[:24])
 
 
 @pytest.mark.parametrize("kind", SPECULATIVE)
