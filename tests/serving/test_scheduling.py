@@ -121,18 +121,24 @@ def test_retraction(servers):
 
 def test_priority(servers):
     """Urgent requests push others out of the batch, and nobody's answer changes."""
-    cases = [(f"{prompt} {i}", 40) for i, (prompt, _) in enumerate(requests()[:32])]
-    base = generate_all(servers("mimo"), cases, concurrency=32, ignore_eos=True)
+    prompts = [f"{prompt} {i}" for i, (prompt, _) in enumerate(requests()[:32])]
+    patient = [(prompt, 240) for prompt in prompts[:24]]
+    urgent = [(prompt, 24) for prompt in prompts[24:]]
+    base = generate_all(servers("mimo"), patient + urgent, concurrency=32, ignore_eos=True)
     url = servers("mimo-retracting")
+    before = counters(url, "fastmtp:verifications")
 
-    def one(index: int) -> tuple[Answer, float]:
-        time.sleep(0.03 * index)
-        prompt, tokens = cases[index]
-        answer = generate(url, prompt, priority=index, max_new_tokens=tokens, ignore_eos=True)
+    def timed(case: tuple[str, int], priority: int) -> tuple[Answer, float]:
+        prompt, tokens = case
+        answer = generate(url, prompt, priority=priority, max_new_tokens=tokens, ignore_eos=True)
         return answer, time.monotonic()
 
-    with ThreadPoolExecutor(len(cases)) as pool:
-        answers, times = zip(*pool.map(one, range(len(cases))), strict=True)
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        waiting = [pool.submit(timed, case, 0) for case in patient]
+        while counters(url, "fastmtp:verifications") == before:  # until the batch is full
+            assert not all(future.done() for future in waiting)
+        served = [pool.submit(timed, case, 1) for case in urgent]
+        answers, times = zip(*(future.result() for future in waiting + served), strict=True)
     assert_equal(answers, base)
-    # The last ones overtook the first.
-    assert sum(times[-8:]) < sum(times[:8])
+    # Twelve run at once: whoever waits in line comes after half of the patient ones.
+    assert max(times[24:]) < sorted(times[:24])[12]
