@@ -4,7 +4,8 @@ Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV
 SGLang's. What differs is the memory, since the head's embedding and lm_head are the target's
 tensors from the moment the head is loaded, before the KV pool is sized; with a draft vocabulary,
 the last layer (`draft_head`), which each request's language steers (`routing`); what verification
-is given and leaves behind (`verification`); and the choice of K (`adaptive`).
+is given and leaves behind (`verification`); and the choice of K (`adaptive`), down to none at all
+(`deferred_keys`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorker
 
 from fastmtp_sglang.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.adaptive import AdaptiveSteps
+from fastmtp_sglang.deferred_keys import DeferredKeys
 from fastmtp_sglang.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.masked_draft_head import MaskedDraftHead
@@ -52,6 +54,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         target_worker: TpModelWorker,
     ) -> None:
         self.draft_head: DraftHead | MaskedDraftHead | None = None
+        self._deferred_keys: DeferredKeys | None = None
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
         # Stock SGLang shares them after it has sized the KV pool, while the head still holds copies
         # (sglang#36452: 2.5 GB that a MiMo-7B server loses for good).
@@ -74,6 +77,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         """Once request slots exist, put the draft vocabulary in place of the full one."""
         super().alloc_memory_pool(*args, **kwargs)
+        if get_spec().speculative_adaptive and DeferredKeys.possible(self.draft_runner):
+            self._deferred_keys = DeferredKeys(self.draft_runner)
         path = get_spec().speculative_token_map
         if path is None:
             logger.info(
@@ -125,6 +130,12 @@ class FastMTPDraftWorker(EagleDraftWorker):
 
         self.target_worker.weight_update_runners = weight_update_runners
 
+    def draft(self, batch: ScheduleBatch, **kwargs: Any) -> Any:
+        """Draft upon the keys of all that was decided."""
+        if self._deferred_keys is not None:
+            self._deferred_keys.write()
+        return super().draft(batch, **kwargs)
+
     def draft_forward(self, forward_batch: ForwardBatch) -> Any:
         """Draft the chain; the first token comes from the preceding draft extension."""
         if self.draft_head is not None:
@@ -132,6 +143,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
         return super().draft_forward(forward_batch)
 
     def _draft_extend_for_prefill(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self._deferred_keys is not None:
+            self._deferred_keys.write()
         if self.draft_head is not None and batch.reqs:
             slots = [request.kv.req_pool_idx for request in batch.reqs]
             self.draft_head.router.start(slots, batch.reqs)
@@ -147,6 +160,10 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 batch_result.accept_lens,
             )
             self._routing_log.step()
+        if self.speculative_num_steps == 0 and self._deferred_keys is not None:
+            self._deferred_keys.owe(batch, batch_result)
+            _draft_nothing(batch_result)
+            return
         with self._scoring_only_for_drafts():
             super()._draft_extend_for_decode(batch, batch_result, **kwargs)
 
@@ -156,10 +173,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
 
     @contextmanager
     def _scoring_only_for_drafts(self) -> Iterator[None]:
-        """At K = 0, spare the head its last layer: the head's keys are needed later, its token not.
-
-        The first draft after such a step is token 0, which verification rejects.
-        """
+        """At K = 0, spare a head whose keys cannot be deferred its last layer."""
         if self.speculative_num_steps > 0:
             yield
             return
@@ -213,6 +227,15 @@ class FastMTPWorker(EAGLEWorkerV2):
         if self._watch is not None:
             self._watch.observe(num_correct_drafts_per_req)
         super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
+
+
+def _draft_nothing(result: GenerationBatchResult) -> None:
+    """Let the first draft after K = 0 be token 0, which verification rejects."""
+    next_draft_input = result.next_draft_input
+    hidden_states = result.logits_output.hidden_states
+    next_draft_input.topk_p = hidden_states.new_zeros(len(hidden_states), 1, dtype=torch.float32)
+    next_draft_input.topk_index = torch.zeros_like(next_draft_input.topk_p, dtype=torch.int64)
+    next_draft_input.hidden_states = torch.zeros_like(hidden_states)
 
 
 def _no_switches(record: logging.LogRecord) -> bool:

@@ -1,8 +1,9 @@
 """Tiny models served by `sglang.Engine` with every call of the draft model on record.
 
-`run_all` starts one script that runs four engines, one after the other: "plain" without
+`run_all` starts one script that runs five engines, one after the other: "plain" without
 speculation, and FASTMTP with a head for Llama ("llama", the target of "plain"), for Qwen3 ("qwen3")
-and as MiMo's native layer ("mimo"), each with another K and scheduling. Norm weights are not 1.
+and as MiMo's native layer ("mimo"), each with another K and scheduling; "varying" is "llama" with K
+changed under it, as the server might. Norm weights are not 1.
 """
 
 import json
@@ -30,6 +31,8 @@ _FLAGS = {
     "chunked_prefill_size": 16,
     "log_level": "warning",
 }
+# The K of the run "varying".
+STEPS = [0, 0, 0, 0, 0, 2, 2, 2]
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
         "llama": (targets["llama"], "llama", 3, {}),
         "qwen3": (targets["qwen3"], "qwen3", 4, {"disable_overlap_schedule": True}),
         "mimo": (mimo, "qwen2", 2, {"page_size": 8}),
+        "varying": (targets["llama"], "llama", 2, {"speculative_adaptive": True}),
     }
     plan = []
     for name, (model, family, num_steps, flags) in served.items():
@@ -111,6 +115,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
                 "max_new_tokens": MAX_NEW_TOKENS,
                 "answers": str(root / f"{name}.json"),
                 "records": str(root / f"{name}.pickles") if num_steps else None,
+                "steps": STEPS if "speculative_adaptive" in flags else [],
             }
         )
     _run_script(root, plan)

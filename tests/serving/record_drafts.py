@@ -5,7 +5,8 @@
 PLAN is a list of runs, each one engine after the other:
 
     {"flags": keyword arguments of Engine, "batches": lists of {rid: prompt ids} sent together,
-     "max_new_tokens": int, "answers": path, "records": path or null}
+     "max_new_tokens": int, "answers": path, "records": path or null,
+     "steps": with speculative_adaptive, the K of one decoding step after the other, repeated}
 
 `answers` becomes a JSON object {rid: output ids}. `records` becomes a stream of pickled
 dictionaries, written by the scheduler process; their keys are at `_recorded_forward` and
@@ -13,6 +14,7 @@ dictionaries, written by the scheduler process; their keys are at `_recorded_for
 """
 
 import functools
+import itertools
 import json
 import os
 import pickle
@@ -21,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = "FASTMTP_DRAFT_RECORDS"
+STEPS = "FASTMTP_DRAFT_STEPS"
 
 
 def scheduler_process(*args: Any, **kwargs: Any) -> None:
     """SGLang's scheduler process, in which every call of the draft model is recorded."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
+    from fastmtp_sglang.adaptive import AdaptiveSteps
     from fastmtp_sglang.head.native import MiMoMTP
     from fastmtp_sglang.head.serving import FastMTPHead
     from fastmtp_sglang.worker import FastMTPDraftWorker
@@ -35,6 +39,9 @@ def scheduler_process(*args: Any, **kwargs: Any) -> None:
     for model in (FastMTPHead, MiMoMTP):
         model.forward = _recorded_forward(model.forward, stream)
     FastMTPDraftWorker.draft = _recorded_draft(FastMTPDraftWorker.draft, stream)
+    if steps := json.loads(os.environ[STEPS]):
+        schedule = itertools.cycle(steps)
+        AdaptiveSteps.get_steps_for_batch = lambda policy, batch_size: next(schedule)
     run_scheduler_process(*args, **kwargs)
 
 
@@ -43,6 +50,10 @@ def _recorded_forward(forward: Any, stream: Any) -> Any:
 
     @functools.wraps(forward)
     def recorded(self: Any, input_ids: Any, positions: Any, batch: Any, *args: Any) -> Any:
+        if batch.rids is None:
+            # The keys of several steps, after which the model is left.
+            pickle.dump({"phase": "KEYS", "positions": _copy(positions)}, stream)
+            return forward(self, input_ids, positions, batch, *args)
         lengths = batch.extend_seq_lens
         record = {
             "rids": list(batch.rids),
@@ -89,6 +100,7 @@ def main(plan: Path) -> None:
 
     for run in json.loads(plan.read_text()):
         os.environ[RECORDS] = run["records"] or ""
+        os.environ[STEPS] = json.dumps(run["steps"])
         engine = (RecordedEngine if run["records"] else Engine)(**run["flags"])
         answers = {}
         try:

@@ -4,7 +4,7 @@ Reference: the target in transformers and `head.module.FastMTPHead`, both in flo
 but each request's final tokens. Compared: whatever SGLang's draft model was given and returned, in
 float32, with chunks, shared prefixes, batches of different lengths and rejected drafts.
 
-Alone: pytest tests/serving/test_hidden_states.py (starts four engines)
+Alone: pytest tests/serving/test_hidden_states.py (starts five engines)
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from functools import cached_property
 
 import pytest
 import torch
-from engine_runs import MAX_NEW_TOKENS, EngineRun, run_all
+from engine_runs import MAX_NEW_TOKENS, EngineRun, batches, run_all
 from transformers import AutoModelForCausalLM
 
 from fastmtp_sglang.head.module import FastMTPHead
@@ -64,6 +64,10 @@ def run(request, engine_runs) -> EngineRun:
 
 @pytest.fixture(scope="module")
 def references(run) -> dict[str, Reference]:
+    return references_of(run)
+
+
+def references_of(run: EngineRun) -> dict[str, Reference]:
     target = AutoModelForCausalLM.from_pretrained(run.target).double()
     head = FastMTPHead.from_pretrained(run.head).double()
     for name, parameter in [*target.named_parameters(), *head.named_parameters()]:
@@ -117,8 +121,11 @@ def test_prefill(run, references):
     assert 0 < starts["40 shared"][0] < 40
 
 
-def test_draft_extend(run, references):
-    """The rows of accepted tokens continue the head's cache with the target's hidden states."""
+def assert_extensions(run: EngineRun, references: dict[str, Reference]) -> Counter:
+    """The rows of accepted tokens continue the head's cache with the target's hidden states.
+
+    Returns how many of them there were by the number of accepted tokens.
+    """
     accepted_counts = Counter()
     for record in run.records:
         if record["phase"] != "DRAFT_EXTEND_V2":
@@ -138,6 +145,11 @@ def test_draft_extend(run, references):
             assert record["ids"][rows].tolist() == reference.tokens[0, positions + 1].tolist()
             assert_close(record["hidden_states"][rows], reference.hidden_states[positions])
             assert_close(record["output"][rows], reference.first_step[positions])
+    return accepted_counts
+
+
+def test_draft_extend(run, references):
+    accepted_counts = assert_extensions(run, references)
     # None, some and all drafts accepted.
     assert set(accepted_counts) == set(range(1, run.num_steps + 2))
 
@@ -169,3 +181,31 @@ def test_draft_steps(run, references):
     assert widest == 4, "requests of four lengths drafted in one batch"
     # At most K + 1 tokens an iteration, the first one from the prefill.
     assert min(chains[rid] for rid in run.prompts) >= (MAX_NEW_TOKENS - 1) // (run.num_steps + 1)
+
+
+def test_keys_of_steps_without_drafts(engine_runs):
+    """With K = 0 in between, the head's output is what all keys before it make it.
+
+    The draft after such a step begins with token 0; the extension after that, and the drafts from
+    then on, attend to keys that were owed.
+    """
+    run = engine_runs["varying"]
+    assert run.answers == engine_runs["plain"].answers
+    references = references_of(run)
+    written = [len(record["positions"]) for record in run.records if record["phase"] == "KEYS"]
+    assert max(written) > 2 * len(batches()[0]), "several steps of several requests in one pass"
+    assert assert_extensions(run, references).total() > 2 * len(run.prompts)
+    begun_with_nothing, drafted = set(), 0
+    for record in run.records:
+        if record["phase"] != "drafted":
+            continue
+        for rid, length, (_, *drafts) in zip(
+            record["rids"], record["positions"].tolist(), record["ids"].tolist(), strict=True
+        ):
+            if drafts[0] == 0:
+                begun_with_nothing.add(rid)
+            elif length < len(references[rid].tokens[0]):
+                assert drafts == references[rid].draft(length, run.num_steps)[0].tolist()
+                drafted += 1
+    assert begun_with_nothing == set(run.prompts)
+    assert drafted > 2 * len(run.prompts)
