@@ -30,7 +30,13 @@ _LOOK_DRAFTS = 16
 _LOOK_MEMORY = 8.0
 # Steps from one look to the next: at least these, and so many that looks cost this share of tokens.
 _LEAST_BETWEEN_LOOKS = 64
-_LOOK_COST = 0.02
+_LOOK_COST = 0.01
+# A look ends early if it promises less than this factor.
+_HOPELESS = 0.9
+# Steps for which a K is left alone at most.
+_FORGOTTEN_AFTER = 1000
+# What was measured may be off by this factor (a neighbour of the machine came or went).
+_HOPE = 1.2
 # Steps after which what is known is compared again.
 _COMPARE_EVERY = 8
 # Overlap scheduling launches one step before it has the result of the one before.
@@ -87,27 +93,59 @@ class _Load:
     """What is known about one size of batch.
 
     Attributes:
-        times: seconds of the newest steps, by K.
         best: the K in use between looks.
+        times: seconds of the newest steps of it.
+        ratios: how many times as long a step took with another K when that was last looked at. Not
+            in seconds: a machine whose clock or neighbours change makes all K slower or faster.
         trial: the K that is being looked at, None between looks.
+        trial_times: seconds of its steps.
         trial_drafts: drafts of it that have been verified.
+        launched: steps so far.
+        looked: `launched` at the last look at each K.
+        doubted: the K that was left for the best one, until it has been compared once more.
         look_after: steps from the end of one look to the next.
         steps: steps since a look began or ended.
     """
 
     best: int
-    times: dict[int, deque[float]] = field(
-        default_factory=lambda: defaultdict(lambda: deque(maxlen=_KEPT_TIMES))
-    )
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_TIMES))
+    ratios: dict[int, float] = field(default_factory=dict)
     trial: int | None = None
+    trial_times: list[float] = field(default_factory=list)
     trial_drafts: int = 0
+    launched: int = 0
+    looked: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    doubted: int | None = None
     look_after: float = _LEAST_BETWEEN_LOOKS
     steps: int = 0
-    _looked_at: int = 0
 
-    def seconds(self, num_steps: int) -> float | None:
-        times = self.times[num_steps]
-        return statistics.median(times) if len(times) >= _ENOUGH_TIMES else None
+    def observe(self, num_steps: int, seconds: float) -> None:
+        """Keep the time of a step."""
+        if num_steps == self.trial:
+            self.trial_times.append(seconds)
+        elif num_steps == self.best:
+            self.times.append(seconds)
+
+    def known(self) -> bool:
+        """Whether the best K has been timed."""
+        return len(self.times) >= _ENOUGH_TIMES
+
+    def seconds(self) -> float:
+        """The time of a step with the best K."""
+        return statistics.median(self.times)
+
+    def trial_ratio(self) -> float:
+        """How many times as long as with the best K a step of the look took."""
+        return statistics.median(self.trial_times) / self.seconds()
+
+    def change(self, num_steps: int) -> None:
+        """Use the K that has just been looked at from now on."""
+        ratio = self.ratios.pop(num_steps)
+        self.ratios[self.best] = 1.0
+        self.ratios = {k: other / ratio for k, other in self.ratios.items()}
+        self.times.clear()
+        self.times.extend(self.trial_times)
+        self.best = num_steps
 
 
 @dataclass(frozen=True)
@@ -178,99 +216,114 @@ class AdaptiveSteps:
         if not self._launched:
             return
         step = self._launched.popleft()
+        load = self._loads[step.load]
         if self._last is not None:
             previous, then = self._last
             if step.alone and (step.num_steps, step.load) == (previous.num_steps, previous.load):
-                self._loads[step.load].times[step.num_steps].append(now - then)
+                load.observe(step.num_steps, now - then)
         self._last = step, now
-        if self._loads[step.load].trial == step.num_steps:
-            self._loads[step.load].trial_drafts += batch_size
+        if load.trial == step.num_steps:
+            load.trial_drafts += batch_size
         self.acceptance.observe(step.num_steps, num_correct_drafts_per_req)
 
     def _choose(self, load: _Load, batch_size: int) -> int:
         load.steps += 1
+        load.launched += 1
         if load.trial is not None:
             if not self._seen_enough(load):
                 return load.trial
             self._end_look(load, batch_size)
-        unknown = [k for k in self.candidate_steps if load.seconds(k) is None]
+        if not load.known():
+            return load.best
+        unknown = [k for k in self.candidate_steps if k != load.best and k not in load.ratios]
         if unknown:
             # From the longest down: it tells about the acceptance of all.
             return self._look(load, unknown[-1])
+        if load.doubted is not None:
+            return self._look(load, load.doubted)
         if load.steps % _COMPARE_EVERY == 0:
             winner = self._winner(load)
             if winner != load.best:
-                # Its times may be old, so it is looked at before it is believed.
+                # Acceptance has changed, but its ratio is old: look before it is believed.
                 return self._look(load, winner)
         if load.steps >= load.look_after:
             candidates = [k for k in self.candidate_steps if self._may_win(load, k)]
             if candidates:
-                # One after the other.
-                later = [k for k in candidates if k > load._looked_at]
-                load._looked_at = later[0] if later else candidates[0]
-                return self._look(load, load._looked_at)
+                return self._look(load, min(candidates, key=lambda k: load.looked[k]))
             load.steps = 0
         return load.best
 
     def _look(self, load: _Load, num_steps: int) -> int:
-        load.trial, load.trial_drafts, load.steps = num_steps, 0, 0
-        load.times[num_steps].clear()
+        load.trial, load.trial_times, load.trial_drafts, load.steps = num_steps, [], 0, 0
+        load.looked[num_steps] = load.launched
         if num_steps > load.best:
             self.acceptance.fade(load.best)
         return num_steps
 
-    @staticmethod
-    def _seen_enough(load: _Load) -> bool:
-        """Whether the look has timed its K and, if K is not below the best one, seen its drafts."""
+    def _seen_enough(self, load: _Load) -> bool:
+        """Whether the look has timed its K and, if K is not below the best one, seen its drafts.
+
+        Half of them will do if they were bad.
+        """
         trial = load.trial
         assert trial is not None
-        if load.seconds(trial) is None:
+        if len(load.trial_times) < _ENOUGH_TIMES:
             return False
-        return trial == 0 or trial < load.best or load.trial_drafts >= _LOOK_DRAFTS
+        if trial < load.best or load.trial_drafts >= _LOOK_DRAFTS:
+            return True
+        gained = self.acceptance.tokens(trial) / self.acceptance.tokens(load.best)
+        return load.trial_drafts >= _LOOK_DRAFTS / 2 and gained < _HOPELESS * load.trial_ratio()
 
     def _end_look(self, load: _Load, batch_size: int) -> None:
-        """Take the K of most tokens per second; the next look comes when this one is paid off."""
+        """Take the K of most tokens per second; the next look comes when this one is paid off.
+
+        A change is doubted once, since this comparison is of newer times with older ones.
+        """
         trial, load.trial = load.trial, None
         steps, load.steps = load.steps, 0
         assert trial is not None
-        present, seconds, best = load.best, load.seconds(trial), load.seconds(load.best)
-        winner = self._winner(load)
+        ratio = load.trial_ratio()
+        # A longer step is never the faster one.
+        load.ratios[trial] = min(ratio, 1.0) if trial < load.best else max(ratio, 1.0)
+        present, doubted, load.doubted = load.best, load.doubted, None
         load.look_after = _LEAST_BETWEEN_LOOKS
-        if winner == present:
-            if seconds is not None and best is not None:
-                gained = self.acceptance.tokens(trial) / self.acceptance.tokens(present)
-                lost_steps = steps * (seconds / best - gained)
-                load.look_after = max(_LEAST_BETWEEN_LOOKS, lost_steps / _LOOK_COST)
+        if self._winner(load) != trial:
+            gained = self.acceptance.tokens(trial) / self.acceptance.tokens(present)
+            lost_steps = steps * (load.ratios[trial] - gained)
+            load.look_after = max(_LEAST_BETWEEN_LOOKS, lost_steps / _LOOK_COST)
             return
-        load.best = winner
-        speeds = self._speeds(load)
+        load.change(trial)
+        if doubted is None:
+            load.doubted = present
+        speeds = {k: speed / load.seconds() for k, speed in sorted(self._speeds(load).items())}
         logger.info(
             "K=%d at a batch of %d: %s tokens/s and request at K=%s.",
-            winner,
+            trial,
             batch_size,
             ", ".join(f"{speed:.1f}" for speed in speeds.values()),
             ", ".join(map(str, speeds)),
         )
 
     def _speeds(self, load: _Load) -> dict[int, float]:
-        """Tokens per second and request of every K that has been timed."""
-        return {
-            k: self.acceptance.tokens(k) / seconds
-            for k in self.candidate_steps
-            if (seconds := load.seconds(k)) is not None
-        }
+        """Tokens per request, in the time of a step of the best K, of every K that is known."""
+        ratios = load.ratios | {load.best: 1.0}
+        return {k: self.acceptance.tokens(k) / ratio for k, ratio in ratios.items()}
 
     def _winner(self, load: _Load) -> int:
         """The K of most tokens per second, if it is worth a change; the present one otherwise."""
         speeds = self._speeds(load)
         fastest = max(speeds, key=speeds.__getitem__)
-        worthwhile = speeds[fastest] >= _WORTHWHILE * speeds.get(load.best, 0.0)
-        return fastest if worthwhile else load.best
+        return fastest if speeds[fastest] >= _WORTHWHILE * speeds[load.best] else load.best
 
     def _may_win(self, load: _Load, num_steps: int) -> bool:
-        """Whether K could beat the best one if its acceptance has risen to 1 in the meantime."""
-        seconds, best = load.seconds(num_steps), load.seconds(load.best)
-        if num_steps == load.best or seconds is None or best is None:
+        """Whether K could be the best one by now.
+
+        That is if its ratio was a little too high, and acceptance has risen to 1 in the meantime.
+        After a long while the ratio may be anything.
+        """
+        if num_steps == load.best:
             return False
+        if load.launched - load.looked[num_steps] > _FORGOTTEN_AFTER:
+            return True
         tokens = num_steps + 1 if num_steps > load.best else self.acceptance.tokens(num_steps)
-        return tokens / seconds > _WORTHWHILE * self.acceptance.tokens(load.best) / best
+        return _HOPE * tokens / load.ratios[num_steps] > self.acceptance.tokens(load.best)

@@ -110,6 +110,19 @@ HOOKS: tuple[Hook, ...] = (
         "num_correct_drafts_per_req batch_size",
     ),
     Hook("override", "sglang.srt.managers.tp_worker:TpModelWorker.weight_update_runners", ""),
+    # The keys of steps without drafts.
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.draft", "batch"),
+    Hook("call", f"{_SPEC}.eagle_info:EagleDraftExtendInput"),
+    Hook("call", "sglang.srt.model_executor.forward_batch_info:ForwardBatch"),
+    Hook("call", "sglang.srt.model_executor.forward_context:ForwardContext"),
+    Hook("call", "sglang.srt.model_executor.forward_context:forward_context", "ctx"),
+    Hook("call", "sglang.srt.mem_cache.memory_pool:KVWriteLoc"),
+    Hook(
+        "call",
+        "sglang.srt.mem_cache.memory_pool:MHATokenToKVPool.set_kv_buffer",
+        "layer loc_info cache_k cache_v",
+    ),
+    Hook("call", "sglang.srt.layers.layer_boundary.residual.batch:clear", "forward_batch"),
     # The choice of K.
     Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),
     Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.activate_step_by_batch"),

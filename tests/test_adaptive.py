@@ -3,6 +3,8 @@
 Alone: pytest tests/test_adaptive.py
 """
 
+import bisect
+import itertools
 import random
 
 import pytest
@@ -17,11 +19,15 @@ class Machine:
     predecessors. Results arrive after the next launch, as with overlap scheduling, or at once.
     """
 
-    def __init__(self, policy_steps, seconds, accept, *, overlap=False, noise=0.0, seed=0):
+    def __init__(
+        self, policy_steps, seconds, accept, *, overlap=False, noise=0.0, seed=0, spells=()
+    ):
         self.now = 0.0
         self.policy = AdaptiveSteps(policy_steps, clock=lambda: self.now)
         self.seconds, self.accept, self.overlap, self.noise = seconds, accept, overlap, noise
         self.random = random.Random(seed)
+        # The steps at which the machine becomes twice as slow, or as fast as before.
+        self.spells = spells
         self.pending = None
         self.tokens = 0
         self.used = []
@@ -41,7 +47,9 @@ class Machine:
             return
         num_steps, batch = self.pending
         self.pending = None
-        self.now += self.seconds(num_steps, batch) * (1 + self.noise * self.random.random())
+        slow = 1 + bisect.bisect(self.spells, len(self.used)) % 2
+        seconds = self.seconds(num_steps, batch) * slow
+        self.now += seconds * (1 + self.noise * self.random.random())
         correct = [self._accepted(num_steps) for _ in range(batch)]
         self.tokens += batch + sum(correct)
         self.used.append(num_steps)
@@ -131,6 +139,19 @@ def test_a_mixture_of_answers_is_never_slower_than_plain_decoding(batch):
     assert speed > (1.03 if batch == 1 else 1.13) * batch / 1.01
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("accept", "best"), [(0.0, 0), (0.15, 0), (0.7, 1)])
+def test_a_machine_whose_speed_wanders(accept, best, seed):
+    """Spells of 5 to 100 steps, every other one at half the speed, cannot hide the better K."""
+    lengths = random.Random(seed).choices(range(5, 100), k=400)
+    spells = tuple(itertools.accumulate(lengths))
+    machine = Machine(
+        1, lambda k, batch: 1 + 0.3 * k, (accept,), noise=0.1, seed=seed, spells=spells
+    )
+    machine.run(6000, batch=8)
+    assert machine.share(best, last=6000) > 0.93
+
+
 def test_acceptance_that_falls_is_noticed():
     machine = Machine(3, linear(0.1), (0.95, 0.95, 0.95))
     machine.run(500, batch=1)
@@ -143,13 +164,13 @@ def test_acceptance_that_falls_is_noticed():
 def test_steps_beside_a_prefill_are_not_timed():
     machine = Machine(1, linear(0.1), (0.0,))
     machine.run(100, batch=1)
-    seconds = machine.policy._loads[1].seconds
-    before = seconds(0)
+    load = machine.policy._loads[1]
+    before = load.best, load.seconds(), load.ratios.copy()
     for _ in range(50):
         machine.policy.disturb()
         machine.now += 100.0
         machine.run(1, batch=1)
-    assert seconds(0) == before
+    assert (load.best, load.seconds(), load.ratios) == before
 
 
 def test_a_lost_result_does_not_shift_the_others():

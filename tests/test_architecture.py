@@ -19,7 +19,16 @@ PACKAGES = {
 }
 # What runs inside SGLang's processes.
 SERVING = {
-    *("plugin", "algorithm", "worker", "adaptive", "draft_head", "routing", "routing_log"),
+    *(
+        "plugin",
+        "algorithm",
+        "worker",
+        "adaptive",
+        "deferred_keys",
+        "draft_head",
+        "routing",
+        "routing_log",
+    ),
     *("verification", "penalties", "filters", "stops", "request_limits", "cpu"),
     *("masked_draft_head", "request_metrics", "acceptance_watch"),
 }
