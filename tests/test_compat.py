@@ -52,6 +52,7 @@ MODULES_WITH_SUBCLASSES = (
     "cpu.kv_pool",
     "cpu.packed_linear",
     "cpu.platform",
+    "deferred_keys",
     "draft_head",
     "head.native",
     "head.serving",
