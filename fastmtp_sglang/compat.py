@@ -53,6 +53,7 @@ class Mismatch:
 
 _SPEC = "sglang.srt.speculative"
 _OPS = "sglang.kernels.ops.speculative"
+_POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
 _ATTENTION = "sglang.srt.layers.attention"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
@@ -116,12 +117,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", "sglang.srt.model_executor.forward_batch_info:ForwardBatch"),
     Hook("call", "sglang.srt.model_executor.forward_context:ForwardContext"),
     Hook("call", "sglang.srt.model_executor.forward_context:forward_context", "ctx"),
-    Hook("call", "sglang.srt.mem_cache.memory_pool:KVWriteLoc"),
-    Hook(
-        "call",
-        "sglang.srt.mem_cache.memory_pool:MHATokenToKVPool.set_kv_buffer",
-        "layer loc_info cache_k cache_v",
-    ),
+    Hook("call", f"{_POOL}:KVWriteLoc"),
+    Hook("call", f"{_POOL}:MHATokenToKVPool.set_kv_buffer", "layer loc_info cache_k cache_v"),
     Hook("call", "sglang.srt.layers.layer_boundary.residual.batch:clear", "forward_batch"),
     # The choice of K.
     Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),
@@ -225,11 +222,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_PLATFORM}.get_speculative_cache_locs_fn", ""),
     Hook("override", f"{_PLATFORM}.init_backend", ""),
     Hook("override", f"{_PLATFORM}.post_load_model", "model"),
-    Hook(
-        "override",
-        "sglang.srt.mem_cache.memory_pool:MHATokenToKVPool._init_kv_copy_and_warmup",
-        "",
-    ),
+    Hook("override", f"{_POOL}:MHATokenToKVPool._init_kv_copy_and_warmup", ""),
     Hook(
         "override",
         f"{_ATTENTION}.base_attn_backend:AttentionBackend.init_forward_metadata",
@@ -297,6 +290,12 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_decode_backend", ""),
     Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_draft_extend_backend", ""),
     Hook("override", f"{_SPEC}.spec_utils:_select_top_k_tokens_later"),
+    Hook("call", "sglang.kernels.fused_op:BaseFusedOp.register_oot_forward", "op_cls fn"),
+    Hook(
+        "override",
+        "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
+        "positions query key offsets fused_set_kv_buffer_arg",
+    ),
 )
 
 
