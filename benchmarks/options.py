@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ class Options:
     tokenizer: str | None
     api_key: str | None
     side_by_side: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """The options among a command's variables, which bear the same names."""
+        values = {field.name: given[field.name] for field in fields(cls)}
+        for name in ("task", "shape", "shape_text"):
+            values[name] = values[name] or ()
+        return cls(**values)
 
     @property
     def directory(self) -> Path:

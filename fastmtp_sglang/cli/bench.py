@@ -163,11 +163,7 @@ def bench(
     from fastmtp_benchmarks.configurations import make_configurations, parse_endpoints
     from fastmtp_benchmarks.options import Options, make_model, refuse_with_endpoint
 
-    options = Options(
-        output, task or (), shape or (), shape_text or (), limit, concurrency, rate, temperature,
-        top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, repeats,
-        rerun, tokenizer, api_key, side_by_side,
-    )  # fmt: skip
+    options = Options.of(locals())
     console = _console()
     if endpoint:
         refuse_with_endpoint(
@@ -228,11 +224,7 @@ def sweep(
     from fastmtp_benchmarks.options import Options, make_model, numbers
     from fastmtp_benchmarks.sweep import FULL, sweep_configurations
 
-    options = Options(
-        output, task or (), shape or (), shape_text or (), limit, concurrency, rate, temperature,
-        top_p, top_k, max_new_tokens, output_length, timeout, time_limit, retries, seed, repeats,
-        rerun, tokenizer, api_key, side_by_side,
-    )  # fmt: skip
+    options = Options.of(locals())
     console = _console()
     steps = numbers("--num-steps", num_steps, int)
     served = make_model(model, draft, None, None, sglang_flags)
