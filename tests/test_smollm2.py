@@ -226,6 +226,7 @@ def test_the_shipped_head_fits_the_checkpoint(real):
 
     from fastmtp_sglang.fingerprint import tokenizer_fingerprint
     from fastmtp_sglang.head import compatibility
+    from fastmtp_sglang.head.config import FastMTPConfig
     from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
     head = smollm2.draft_head()
@@ -234,7 +235,8 @@ def test_the_shipped_head_fits_the_checkpoint(real):
     files = [path for path in head.path.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 10 * 1024**2
     target = AutoConfig.from_pretrained(real)
-    compatibility.check(str(real), target, str(head.path), AutoConfig.from_pretrained(head.path))
+    draft = FastMTPConfig.from_pretrained(head.path)
+    compatibility.check(str(real), target, str(head.path), draft)
     vocabulary = DraftVocabulary.load(
         head.path / FILE_NAME,
         vocab_size=target.vocab_size,
