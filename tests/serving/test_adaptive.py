@@ -39,11 +39,9 @@ def test_penalties_while_k_changes(servers):
 
 
 def test_drafts_are_right_again_after_steps_without_any(servers):
-    """The head's keys are written at K = 0 too.
+    """Every draft of this head is right, except the first one after K = 0, which begins with nothing.
 
-    Every draft of this target's head is right, if the head has seen all that came before. So a
-    verification accepts all K drafts, except the first one after K = 0, which has no draft to begin
-    with.
+    That it sees the keys of such steps is shown in test_hidden_states.py; this head reads none.
     """
     cases = [chains.prompt(name, 20 + i) for i, name in enumerate(("zh", "en", "code", "ru"))]
     url = servers("chains-adaptive")
