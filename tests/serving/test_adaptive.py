@@ -39,7 +39,7 @@ def test_penalties_while_k_changes(servers):
 
 
 def test_drafts_are_right_again_after_steps_without_any(servers):
-    """Every draft of this head is right, except the first one after K = 0, which begins with nothing.
+    """Every draft of this head is right, except the first after K = 0, which begins with nothing.
 
     That it sees the keys of such steps is shown in test_hidden_states.py; this head reads none.
     """
