@@ -271,8 +271,12 @@ class AdaptiveSteps:
             return False
         if trial < load.best or load.trial_drafts >= _LOOK_DRAFTS:
             return True
-        gained = self.acceptance.tokens(trial) / self.acceptance.tokens(load.best)
-        return load.trial_drafts >= _LOOK_DRAFTS / 2 and gained < _HOPELESS * load.trial_ratio()
+        hopeless = self._gain(load, trial) < _HOPELESS * load.trial_ratio()
+        return hopeless and load.trial_drafts >= _LOOK_DRAFTS / 2
+
+    def _gain(self, load: _Load, num_steps: int) -> float:
+        """How many times as many tokens as with the best K a step gives."""
+        return self.acceptance.tokens(num_steps) / self.acceptance.tokens(load.best)
 
     def _end_look(self, load: _Load, batch_size: int) -> None:
         """Take the K of most tokens per second; the next look comes when this one is paid off.
@@ -288,8 +292,7 @@ class AdaptiveSteps:
         present, doubted, load.doubted = load.best, load.doubted, None
         load.look_after = _LEAST_BETWEEN_LOOKS
         if self._winner(load) != trial:
-            gained = self.acceptance.tokens(trial) / self.acceptance.tokens(present)
-            lost_steps = steps * (load.ratios[trial] - gained)
+            lost_steps = steps * (load.ratios[trial] - self._gain(load, trial))
             load.look_after = max(_LEAST_BETWEEN_LOOKS, lost_steps / _LOOK_COST)
             return
         load.change(trial)

@@ -19,18 +19,9 @@ PACKAGES = {
 }
 # What runs inside SGLang's processes.
 SERVING = {
-    *(
-        "plugin",
-        "algorithm",
-        "worker",
-        "adaptive",
-        "deferred_keys",
-        "draft_head",
-        "routing",
-        "routing_log",
-    ),
+    *("plugin", "algorithm", "worker", "adaptive", "draft_head", "routing", "routing_log"),
     *("verification", "penalties", "filters", "stops", "request_limits", "cpu"),
-    *("masked_draft_head", "request_metrics", "acceptance_watch"),
+    *("masked_draft_head", "request_metrics", "acceptance_watch", "deferred_keys"),
 }
 TRAINING = {"training", "distill"}
 # `benchmarks.stages` measures the stages of a decoding step from inside: its subject is our worker.

@@ -84,10 +84,13 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
             return CpuAttnBackend(runner)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Repack the linear weights so that verifying K+1 tokens costs little more than one."""
+        """Repack the linear weights so that verifying K+1 tokens costs little more than one.
+
+        And let SGLang find our rotary positions; not sooner, since its layers cannot be imported
+        while its model runner is.
+        """
         from fastmtp_sglang.cpu import rotary
         from fastmtp_sglang.cpu.packed_linear import pack_model
 
         pack_model(model)
-        # Not sooner: SGLang's layers cannot be imported while its model runner is.
         rotary.register(self.get_dispatch_key_name())

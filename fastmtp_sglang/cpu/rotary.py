@@ -49,9 +49,8 @@ def rotate(
         both = (len(query), (width + key.shape[1]) // size, size)
         rotated = _rotated(query.as_strided(both, (query.stride(0), size, 1)), cos, sin)
         return rotated[:, :width], rotated[:, width:]
-    heads = (t.unflatten(1, (-1, size)) for t in (query, key))
-    rotated_query, rotated_key = (_rotated(t, cos, sin) for t in heads)
-    return rotated_query, rotated_key
+    query, key = query.unflatten(1, (-1, size)), key.unflatten(1, (-1, size))
+    return _rotated(query, cos, sin), _rotated(key, cos, sin)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

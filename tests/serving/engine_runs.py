@@ -32,7 +32,7 @@ _FLAGS = {
     "log_level": "warning",
 }
 # The K of the run "varying".
-STEPS = [0, 0, 0, 0, 0, 2, 2, 2]
+_STEPS = [0, 0, 0, 0, 0, 2, 2, 2]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
                 "max_new_tokens": MAX_NEW_TOKENS,
                 "answers": str(root / f"{name}.json"),
                 "records": str(root / f"{name}.pickles") if num_steps else None,
-                "steps": STEPS if "speculative_adaptive" in flags else [],
+                "steps": _STEPS if "speculative_adaptive" in flags else [],
             }
         )
     _run_script(root, plan)
