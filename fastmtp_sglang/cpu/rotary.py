@@ -65,8 +65,9 @@ def _adjacent(query: Tensor, key: Tensor) -> bool:
     return (
         query.stride() == key.stride()
         and query.stride(1) == 1
-        and key.data_ptr() == query.data_ptr() + query.shape[1] * query.element_size()
         and query.dtype == key.dtype
+        and query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+        and key.storage_offset() == query.storage_offset() + query.shape[1]
     )
 
 

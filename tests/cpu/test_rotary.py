@@ -92,3 +92,17 @@ def test_special_rotations_are_sglangs(options):
     )
     for actual, theirs in zip(got, stock, strict=True):
         assert torch.equal(actual, theirs)
+
+
+@torch.no_grad()
+def test_neighbours_in_memory_are_not_one_projection():
+    """Two tensors of their own that happen to lie side by side."""
+    op, positions, width = rotary(), torch.arange(1), HEADS * SIZE
+    memory = bytearray(rows(1, 2 * width, torch.float32).numpy().tobytes())
+    query, key = (
+        torch.frombuffer(memory, dtype=torch.float32, count=width, offset=offset).view(1, width)
+        for offset in (0, 4 * width)
+    )
+    got, stock = rotate(op, positions, query, key), op.forward_native(positions, query, key)
+    for actual, theirs in zip(got, stock, strict=True):
+        torch.testing.assert_close(actual, theirs, rtol=2e-6, atol=1e-5)
