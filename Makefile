@@ -12,7 +12,7 @@ demo: $(BIN)/.installed
 
 # Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
 # one process. `make test-slow` runs what is left out: other servers than the rest, and little else.
-OTHER_SERVERS := $(addprefix tests/serving/test_,entry_points.py bench.py real_model.py \
+OTHER_SERVERS := $(addprefix tests/served/test_,entry_points.py bench.py real_model.py \
 	tool_calls.py hidden_states.py)
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
@@ -22,11 +22,11 @@ else
 endif
 
 test-servers: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/serving \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/served \
 		$(addprefix --ignore ,$(OTHER_SERVERS))
 
 test-units: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/serving
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/served
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(OTHER_SERVERS)
 
 test-slow: $(BIN)/.installed
@@ -35,7 +35,7 @@ test-slow: $(BIN)/.installed
 # 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
 soak: $(BIN)/.installed
 	SOAK_REQUESTS=10000 SOAK_RESULT=benchmarks/results/soak.json \
-		$(BIN)/python -m pytest tests/serving/test_soak.py
+		$(BIN)/python -m pytest tests/served/test_soak.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmtp_sglang import cache, launch, smollm2
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.server_process import launch_prefix
+from fastmtp_sglang.files import cache
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers import launch
+from fastmtp_sglang.servers.server_process import launch_prefix
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
 BASELINE = "baseline"

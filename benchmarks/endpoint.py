@@ -21,7 +21,7 @@ import httpx
 
 from fastmtp_benchmarks.records import SpecCounters
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.http_client import async_client
+from fastmtp_sglang.servers.http_client import async_client
 
 _FIRST_PAUSE = 0.5  # seconds, doubled with every retry
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)

@@ -17,8 +17,8 @@ from fastmtp_benchmarks.runs import Plan
 from fastmtp_benchmarks.shapes import parse_shape, shape_task
 from fastmtp_benchmarks.task import Task
 from fastmtp_benchmarks.tasks import load_tasks
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 
 # Of a throughput task, when --limit does not say: enough for the highest usual concurrency.
 _SHAPE_CONVERSATIONS = 64

@@ -28,7 +28,7 @@ from fastmtp_benchmarks.rows import Row, make_row
 from fastmtp_benchmarks.store import Cell, CellInfo, Store, cell_name
 from fastmtp_benchmarks.task import Task
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.server_process import ServerProcess
+from fastmtp_sglang.servers.server_process import ServerProcess
 
 _WARM_UP_TOKENS = 24
 _MOST_WARM_UPS = 16

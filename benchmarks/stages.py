@@ -44,7 +44,7 @@ def scheduler_process(*args: Any, **kwargs: Any) -> None:
     from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
-    from fastmtp_sglang.draft_head import DraftLogitsProcessor
+    from fastmtp_sglang.serving.drafting.draft_head import DraftLogitsProcessor
 
     timers = _Timers(Path(os.environ[_RECORDS]))
     for owner, method, stage in (
@@ -204,7 +204,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Time the stages of decoding with and without FASTMTP."""
-    from fastmtp_sglang import smollm2
+    from fastmtp_sglang.models import smollm2
 
     sizes = [int(size) for size in batch_sizes.split(",")]
     flags: dict[str, Any] = {

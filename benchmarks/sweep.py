@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastmtp_benchmarks.configurations import BASELINE, Configuration, Model, fastmtp
-from fastmtp_sglang import cache, smollm2
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files import cache
+from fastmtp_sglang.models import smollm2
 
 FULL = "full"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmtp_benchmarks.task import Conversation, Task
-from fastmtp_sglang.conversations import BadRowError, parse_conversation
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.conversations import BadRowError, parse_conversation
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+ -]{0,63})=(.+)", re.DOTALL)
 _DATASETS = "datasets:"

@@ -89,7 +89,7 @@ def clean(
     from fastmtp_sglang.distill.language_mix import language_mix, language_table
     from fastmtp_sglang.distill.quality import Limits
     from fastmtp_sglang.distill.records import read_records, record_files
-    from fastmtp_sglang.vocabulary.atomic import write_atomically
+    from fastmtp_sglang.files.atomic import write_atomically
 
     files = record_files(inputs)
     if output.resolve() in [file.resolve() for file in files]:
@@ -186,8 +186,8 @@ def _excluded(specs: list[str]) -> list[str]:
 
 def _target(console: "Console", model: str | None, files: list[Path]) -> "Target | None":
     """Load the target that is given or, where it is on this machine, the one that records name."""
-    from fastmtp_sglang import smollm2
     from fastmtp_sglang.distill.records import read_records
+    from fastmtp_sglang.models import smollm2
     from fastmtp_sglang.vocabulary.target import load_target
 
     if model is None:

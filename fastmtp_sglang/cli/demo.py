@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from fastmtp_sglang.comparison import Answer, Comparison
+    from fastmtp_sglang.servers.comparison import Answer, Comparison
 
 PROMPTS = (
     ("English", "Explain in a few sentences why the sky is blue during the day."),
@@ -76,9 +76,9 @@ def _measure(
     console: "Console", num_steps: int | None, draft: Path | None
 ) -> tuple["Comparison", bool | None]:
     """Run both servers; also tell whether the head is trained (None: the user's own)."""
-    from fastmtp_sglang import smollm2
-    from fastmtp_sglang.comparison import Comparison
-    from fastmtp_sglang.launch import speculation_flags
+    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.servers.comparison import Comparison
+    from fastmtp_sglang.servers.launch import speculation_flags
 
     def progress(message: str) -> None:
         console.print(f"[dim]{message}[/dim]")
@@ -100,9 +100,9 @@ def _answers(
     console: "Console", label: str, model: Path, flags: Sequence[str], *, live: bool
 ) -> tuple["Answer", ...]:
     """Serve `model`, answer the first prompt as a warm-up (shown if `live`), then all of them."""
-    from fastmtp_sglang.comparison import ask
-    from fastmtp_sglang.server_process import ServerProcess
-    from fastmtp_sglang.smollm2 import chat_prompt
+    from fastmtp_sglang.models.smollm2 import chat_prompt
+    from fastmtp_sglang.servers.comparison import ask
+    from fastmtp_sglang.servers.server_process import ServerProcess
 
     def waiting(seconds: float, _: str) -> None:
         status.update(f"starting SGLang {label}: {seconds:.0f} s")
@@ -138,7 +138,7 @@ def _show(console: "Console", text: str) -> None:
 def _table(comparison: "Comparison") -> "Table":
     from rich.table import Table
 
-    from fastmtp_sglang.comparison import Comparison, first_difference
+    from fastmtp_sglang.servers.comparison import Comparison, first_difference
 
     table = Table(title="SmolLM2-135M-Instruct, greedy, one request at a time")
     table.add_column("prompt")
@@ -177,7 +177,7 @@ def _add_row(
 
 def _verdict(comparison: "Comparison", trained: bool | None) -> list[str]:
     """Return what the figures mean, one line each."""
-    from fastmtp_sglang.comparison import unsteadiness
+    from fastmtp_sglang.servers.comparison import unsteadiness
 
     if comparison.all_identical:
         lines = ["Every answer is identical, token id by token id."]

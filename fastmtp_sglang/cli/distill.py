@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastmtp_sglang.distill.distiller import Progress
     from fastmtp_sglang.distill.session import Job, Link
     from fastmtp_sglang.distill.store import Store
-    from fastmtp_sglang.server_process import ServerProcess
+    from fastmtp_sglang.servers.server_process import ServerProcess
     from fastmtp_sglang.vocabulary.target import Target
 
 # Of the last minute: a speed since the start would hide that a server has become slow.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fastmtp_sglang.diagnosis import Finding
+    from fastmtp_sglang.doctor.diagnosis import Finding
 
 
 def doctor(
@@ -23,7 +23,7 @@ def doctor(
 
     The exit code is 1 if there is a problem.
     """
-    from fastmtp_sglang.diagnosis import diagnose
+    from fastmtp_sglang.doctor.diagnosis import diagnose
     from fastmtp_sglang.errors import FastMTPError
 
     if draft is not None and model is None:

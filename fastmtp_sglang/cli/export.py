@@ -22,8 +22,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a head directory with its model card, or merge the head into the target (MiMo)."""
-    from fastmtp_sglang import smollm2
     from fastmtp_sglang.errors import FastMTPError
+    from fastmtp_sglang.models import smollm2
     from fastmtp_sglang.training.export import export_head
     from fastmtp_sglang.training.merge import merge_head
 

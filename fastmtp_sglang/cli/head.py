@@ -22,8 +22,8 @@ def init(
     num_steps: Annotated[int, typer.Option(help="K, the number of tokens drafted per step.")] = 3,
 ) -> None:
     """Write an untrained head: a copy of the target's last layer, ready to be trained or served."""
-    from fastmtp_sglang import smollm2
     from fastmtp_sglang.head.checkpoint import init_head
+    from fastmtp_sglang.models import smollm2
 
     source = smollm2.checkpoint() if target == "smollm2" else Path(target)
     init_head(source, out, num_speculative_steps=num_steps)

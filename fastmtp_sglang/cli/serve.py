@@ -1,6 +1,6 @@
 """`fastmtp serve MODEL`: print the exact `sglang serve` command for it, and become that command.
 
-The command is made by `fastmtp_sglang.launch`; here are only the options and the last step.
+The command is made by `fastmtp_sglang.servers.launch`; here are only the options and the last step.
 """
 
 import os
@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
     from fastmtp_sglang.head.compatibility import check_compatible
-    from fastmtp_sglang.launch import command, require_free_port
+    from fastmtp_sglang.servers.launch import command, require_free_port
 
     arguments = command(
         model,

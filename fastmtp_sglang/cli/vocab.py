@@ -185,8 +185,8 @@ def build(
 
     from rich.console import Console
 
+    from fastmtp_sglang.files.atomic import write_atomically
     from fastmtp_sglang.vocabulary import builder
-    from fastmtp_sglang.vocabulary.atomic import write_atomically
     from fastmtp_sglang.vocabulary.report import plot_report, require_matplotlib
     from fastmtp_sglang.vocabulary.sources import open_source
     from fastmtp_sglang.vocabulary.target import load_target

@@ -18,7 +18,7 @@ import httpx
 
 from fastmtp_sglang.distill.records import FinishReason
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.http_client import async_client
+from fastmtp_sglang.servers.http_client import async_client
 
 _FIRST_PAUSE = 0.5  # seconds, doubled with every retry
 _LONGEST_PAUSE = 30.0

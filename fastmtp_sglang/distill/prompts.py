@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmtp_sglang.conversations import BadRowError, Conversation, parse_conversation
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.conversations import BadRowError, Conversation, parse_conversation
 from fastmtp_sglang.vocabulary.sources import DatasetSource
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)

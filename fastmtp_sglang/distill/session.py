@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 
-from fastmtp_sglang import launch, smollm2
 from fastmtp_sglang.distill.chat import ChatTemplate
 from fastmtp_sglang.distill.distiller import Distiller, Progress
 from fastmtp_sglang.distill.endpoints import EndpointPool
@@ -22,7 +21,9 @@ from fastmtp_sglang.distill.prompts import PromptSource
 from fastmtp_sglang.distill.settings import Settings
 from fastmtp_sglang.distill.store import Store
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.server_process import ServerProcess, launch_prefix
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers import launch
+from fastmtp_sglang.servers.server_process import ServerProcess, launch_prefix
 from fastmtp_sglang.vocabulary.target import Target
 
 # KV cells per conversation in flight for the embedded model: prompt and answer of usual length.

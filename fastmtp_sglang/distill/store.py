@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
 from fastmtp_sglang.distill.settings import Settings, differences
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.vocabulary.atomic import write_atomically
+from fastmtp_sglang.files.atomic import write_atomically
 
 _PROMPTS = "prompts.journal"
 _SKIPPED = "skipped.journal"

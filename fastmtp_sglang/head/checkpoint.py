@@ -43,9 +43,9 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from fastmtp_sglang.fingerprint import tokenizer_fingerprint
     from fastmtp_sglang.head.config import FastMTPConfig
     from fastmtp_sglang.head.module import FastMTPHead
+    from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
     try:
         target_config = AutoConfig.from_pretrained(target)

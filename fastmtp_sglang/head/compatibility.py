@@ -178,7 +178,7 @@ def _check_tokenizer(target_path: str, draft_path: str, draft: Any) -> None:
         return
     from transformers import AutoTokenizer
 
-    from fastmtp_sglang.fingerprint import tokenizer_fingerprint
+    from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
     actual = tokenizer_fingerprint(AutoTokenizer.from_pretrained(target_path))
     if actual != trained_with:

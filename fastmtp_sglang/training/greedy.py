@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from fastmtp_sglang.files.atomic import write_atomically
 from fastmtp_sglang.training.packing import Document
 from fastmtp_sglang.training.target import FrozenTarget
-from fastmtp_sglang.vocabulary.atomic import write_atomically
 
 _PROMPTS_PER_BATCH = 16
 

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.atomic import write_atomically
 from fastmtp_sglang.training.packing import Document
 from fastmtp_sglang.training.target import FrozenTarget
-from fastmtp_sglang.vocabulary.atomic import write_atomically
 
 # 50 MB of SmolLM2's states, 260 MB of MiMo-7B's: what a killed run loses at most.
 _TOKENS_PER_SHARD = 32768

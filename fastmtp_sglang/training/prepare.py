@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.greedy import greedy_continuations
 from fastmtp_sglang.training.hidden_states import store_hidden_states

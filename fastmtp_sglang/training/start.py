@@ -48,7 +48,7 @@ def native_head(target: Path) -> ChainHead:
     """Read the MTP layer `model.mtp_layers.0.*` of a target in MiMo's layout."""
     from transformers import AutoTokenizer
 
-    from fastmtp_sglang.fingerprint import tokenizer_fingerprint
+    from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
     config = target_config(target)
     if config.architectures != ["MiMoForCausalLM"]:

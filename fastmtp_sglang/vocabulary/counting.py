@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.vocabulary.atomic import write_atomically
+from fastmtp_sglang.files.atomic import write_atomically
 from fastmtp_sglang.vocabulary.languages import LANGUAGES, UNDECIDED, languages_of_text
 from fastmtp_sglang.vocabulary.sources import Document, Source
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.vocabulary.atomic import write_atomically
+from fastmtp_sglang.files.atomic import write_atomically
 from fastmtp_sglang.vocabulary.id_list import check_ids
 from fastmtp_sglang.vocabulary.languages import LANGUAGES
 from fastmtp_sglang.vocabulary.scripts import Script

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.fingerprint import tokenizer_fingerprint
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
 _SPM_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPM_SPACE = "\u2581"

@@ -15,9 +15,9 @@ import typer
 from typer.testing import CliRunner
 
 from fastmtp_benchmarks import connect, options, report, runs
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.cli import bench
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 
 
 class Tokenizer:
@@ -369,7 +369,7 @@ def test_bad_options(run, started, arguments, message):
 
 def test_the_command_line_imports_no_benchmark_before_it_runs():
     code = (
-        "import sys, fastmtp_sglang.cli, fastmtp_sglang.plugin\n"
+        "import sys, fastmtp_sglang.cli, fastmtp_sglang.serving.plugin\n"
         "print([m for m in sys.modules if m.startswith(('fastmtp_benchmarks', 'matplotlib'))])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

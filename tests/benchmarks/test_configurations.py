@@ -16,8 +16,8 @@ from fastmtp_benchmarks.configurations import (
     vocabulary_size,
 )
 from fastmtp_benchmarks.sweep import sweep_configurations
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
 

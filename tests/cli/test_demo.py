@@ -16,9 +16,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastmtp_sglang import comparison, server_process, smollm2
 from fastmtp_sglang.cli import demo
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers import comparison, server_process
 
 FAKE = Path(__file__).parents[1] / "fake_sglang.py"
 
@@ -146,7 +147,8 @@ import signal
 import sys
 from pathlib import Path
 import typer
-from fastmtp_sglang import server_process, smollm2
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers import server_process
 from fastmtp_sglang.cli import demo
 
 fake = sys.argv[1]

@@ -14,11 +14,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastmtp_sglang import compat, cpu, diagnosis, smollm2
 from fastmtp_sglang.cli import doctor
-from fastmtp_sglang.diagnosis import Finding
+from fastmtp_sglang.contract import compat
+from fastmtp_sglang.doctor import diagnosis
+from fastmtp_sglang.doctor.diagnosis import Finding
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head import compatibility
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.serving import cpu
 
 VARIABLES = ("SGLANG_PLUGINS", "SGLANG_PLATFORM", "SGLANG_USE_CPU_ENGINE", "FASTMTP_CPU")
 

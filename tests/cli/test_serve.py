@@ -7,14 +7,15 @@ import shlex
 import socket
 from pathlib import Path
 
-import models
 import pytest
+import tiny_models as models
 import typer
 from typer.testing import CliRunner
 
-from fastmtp_sglang import launch, smollm2
 from fastmtp_sglang.cli import serve
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers import launch
 
 SPECULATION = ["--speculative-algorithm", "FASTMTP"]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.distill.chat import ChatTemplate
 from fastmtp_sglang.distill.records import Sampling
 from fastmtp_sglang.distill.settings import Settings
+from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.vocabulary.target import Target, load_target
 
 EOS = 2

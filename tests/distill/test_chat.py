@@ -7,10 +7,10 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.distill.chat import ChatTemplate
 from fastmtp_sglang.distill.records import Message
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 
 TALK = [
     Message(role="user", content="Hello"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.distill.dedup import Contamination, NearDuplicates, shingles
 from fastmtp_sglang.distill.mixing import draw
 from fastmtp_sglang.distill.quality import ends_in_loop, reasoning_is_open, repeated_share
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 
 WORDS = ("river", "stone", "winter", "garden", "engine", "letter", "mountain", "coffee", "paper")
 

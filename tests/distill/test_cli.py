@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 
 _MAIN = "from fastmtp_sglang.cli import main; main()"
 

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastmtp_sglang.conversations import BadRowError, Conversation, parse_conversation
 from fastmtp_sglang.distill.prompts import open_prompts, read_starts
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.conversations import BadRowError, Conversation, parse_conversation
 
 ROWS = [
     {"prompt": "Name a fruit."},

@@ -5,7 +5,7 @@ Alone: pytest tests/distill/test_served.py (starts one server of a tiny model)
 
 import json
 
-import models
+import tiny_models as models
 from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app

@@ -7,8 +7,8 @@ import json
 import stat
 from pathlib import Path
 
-import models
 import pytest
+import tiny_models as models
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config

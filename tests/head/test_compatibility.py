@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
+import tiny_models as models
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedConfig

@@ -3,8 +3,8 @@
 Alone: pytest tests/head/test_module.py
 """
 
-import models
 import pytest
+import tiny_models as models
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

@@ -5,7 +5,7 @@ import torch
 import triton
 
 from fastmtp_kernels.route import advance_routes
-from fastmtp_sglang.routing import _RULES, Count, Router
+from fastmtp_sglang.serving.routing.router import _RULES, Count, Router
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary, default_routes
 from fastmtp_sglang.vocabulary.scripts import Script
 

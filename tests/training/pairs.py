@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import models
+import tiny_models as models
 import torch
 
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer

@@ -6,9 +6,9 @@ Alone: pytest tests/training/test_export.py
 import json
 import shutil
 
-import models
 import pairs
 import pytest
+import tiny_models as models
 import torch
 from safetensors.torch import load_file, save_file
 

@@ -8,8 +8,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from fastmtp_sglang import smollm2
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.training.records import Turn, documents, is_held_out, read_turns
 
 MESSAGES = [

@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 
-import models
 import pytest
+import tiny_models as models
 import torch
 from client import Answer, acceptance_length, generate_batch
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.compatibility import check_compatible
-from fastmtp_sglang.server_process import ServerProcess
+from fastmtp_sglang.servers.server_process import ServerProcess
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.run import train
 from fastmtp_sglang.training.start import native_head

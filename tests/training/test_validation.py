@@ -3,9 +3,9 @@
 Alone: pytest tests/training/test_validation.py
 """
 
-import models
 import pairs
 import pytest
+import tiny_models as models
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmtp_sglang import cache, smollm2
+from fastmtp_sglang.files import cache
+from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.vocabulary.target import Target, load_target
 
 TEKKEN = Path(find_spec("mistral_common").origin).parent / "data" / "tekken_240911.json"

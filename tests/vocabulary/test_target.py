@@ -115,5 +115,5 @@ def test_a_broken_config(tmp_path: Path, content: str, message: str):
 
 
 def test_smollm2_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path):
-    monkeypatch.setattr("fastmtp_sglang.smollm2.checkpoint", lambda: tiny_folder)
+    monkeypatch.setattr("fastmtp_sglang.models.smollm2.checkpoint", lambda: tiny_folder)
     assert load_target("smollm2").path == tiny_folder

@@ -1,0 +1,1 @@
+"""Tools that look at an installation: `fastmtp doctor` and the page of what is supported."""

@@ -1,0 +1,134 @@
+"""The page docs/limits.md: what works and how that was seen, and every refusal, from its table.
+
+    python -m fastmtp_sglang.doctor.support > docs/limits.md
+
+A test compares the page with what this prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fastmtp_sglang.contract.limits import LIMITS, NOT_ADAPTIVE, ON_A_CPU, Limit, flag_of
+from fastmtp_sglang.serving.requests.request_limits import REQUEST_LIMITS
+
+# Feature, and the tests that show it; each is a file of this repository.
+WORKS = (
+    ("greedy decoding, any batch size, streamed or not", "tests/served/test_equality.py"),
+    ("overlap and synchronous scheduling", "tests/served/test_equality.py"),
+    ("chunked prefill, page sizes 1 and 16, prefix cache", "tests/served/test_equality.py"),
+    ("mixed chunks, pages of 64 tokens", "tests/served/test_rejection.py"),
+    ("EOS, stop token ids, stop strings, every output length", "tests/served/test_equality.py"),
+    (
+        "frequency, presence and repetition penalty, logit_bias, min_new_tokens",
+        "tests/served/test_penalties.py",
+    ),
+    ("temperature, top_k, top_p and min_p, in distribution", "tests/served/test_sampling.py"),
+    ("--speculative-use-rejection-sampling, in distribution", "tests/served/test_sampling.py"),
+    (
+        "logprobs of output and prompt, top-k; usage; streaming; hidden states",
+        "tests/served/test_outputs.py",
+    ),
+    ("JSON schema, regex, EBNF (xgrammar)", "tests/served/test_structured_output.py"),
+    ("tool calls, forced and free", "tests/served/test_tool_calls.py"),
+    ("aborts, clients that hang up, retraction, priority", "tests/served/test_scheduling.py"),
+    ("a warm prefix cache drafts as a cold one", "tests/served/test_scheduling.py"),
+    ("draft vocabularies, a list for each row of a batch", "tests/served/test_routing.py"),
+    ("K chosen while serving (--speculative-adaptive)", "tests/served/test_adaptive.py"),
+    ("a real model, its trained head and draft vocabulary", "tests/served/test_real_model.py"),
+    (
+        "a head that drafts nothing useful is named in the log",
+        "tests/serving/adaptive/test_acceptance_watch.py",
+    ),
+    ("`sglang serve`, `python -m sglang.launch_server`", "tests/served/test_entry_points.py"),
+    (
+        "two tensor-parallel ranks, draft vocabularies included",
+        "tests/served/test_tensor_parallel.py",
+    ),
+    ("several servers behind SGLang's router", "tests/served/test_scale_out.py"),
+    ("`sglang.Engine`", "tests/served/test_entry_points.py"),
+    ("heads for Llama, Qwen2, Qwen3; MiMo's native layer", "tests/served/test_hidden_states.py"),
+)
+# Written for, and never run: no GPU was at hand.
+UNPROVEN = (
+    "CUDA and ROCm: graphs, attention backends, the Triton kernels (interpreted and compiled only)",
+    "tensor parallelism on GPUs; with a draft vocabulary it needs one collective a draft step",
+    "quantized targets; a draft vocabulary refuses a quantized lm_head",
+    "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
+    "the hierarchical cache (--enable-hierarchical-cache), which needs a GPU",
+    "native MTP layers of multimodal targets; heads of `fastmtp head init` refuse such targets",
+)
+
+
+def page() -> str:
+    """Return docs/limits.md, in markdown."""
+    return "\n".join(
+        (
+            "# What works, and what is refused",
+            "",
+            "Made by `python -m fastmtp_sglang.doctor.support` from the tables that refuse; "
+            "do not edit.",
+            "",
+            "## Works on a CPU, token for token",
+            "",
+            *_table(("feature", "shown by"), ((what, f"`{test}`") for what, test in WORKS)),
+            "",
+            "## Not proven",
+            "",
+            *(f"- {what}" for what in UNPROVEN),
+            "",
+            "## Refused at start-up",
+            "",
+            "Before any weight is read, with the flag, its value, the reason and the way out.",
+            "",
+            *_table(
+                ("flag", "refused", "reason", "instead"),
+                ((f"`{x.flag}`", _when(x), x.reason, x.remedy) for x in LIMITS),
+            ),
+            "",
+            "With `--speculative-adaptive` also: "
+            + ", ".join(f"`{flag_of(field)}`" for field, _ in NOT_ADAPTIVE)
+            + ".",
+            "",
+            "On the CPU platform also, with or without speculation:",
+            "",
+            *_table(
+                ("flag", "reason", "instead"),
+                ((f"`{x.flag}`", x.reason, x.remedy) for x in ON_A_CPU),
+            ),
+            "",
+            "## Refused requests",
+            "",
+            "HTTP 400; the other requests of the batch go on. So are prompts without tokens, or",
+            "with ids that the model does not have. With speculation SGLang takes K + 1 places off",
+            "the context, for drafts: a request that needs the last of them is refused too.",
+            "",
+            *_table(
+                ("parameter", "refused", "reason"),
+                (
+                    (
+                        f"`{limit.parameter}`",
+                        "when sampling" if limit.when_sampling else "always",
+                        limit.reason,
+                    )
+                    for limit in REQUEST_LIMITS
+                ),
+            ),
+            "",
+        )
+    )
+
+
+def _when(limit: Limit) -> str:
+    if limit.refused is None:
+        return "any other value than the default"
+    return ", ".join(f"`{value}`" for value in (0, 1, 2, 8) if limit.applies(value))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+if __name__ == "__main__":
+    print(page(), end="")

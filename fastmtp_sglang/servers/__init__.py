@@ -1,0 +1,1 @@
+"""Around a running server: its command line, its process, its HTTP client, two of them compared."""

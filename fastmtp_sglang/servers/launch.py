@@ -1,0 +1,131 @@
+"""The `sglang serve` command for a model: the flags that a person would otherwise look up.
+
+Fills in the embedded model's paths and the flags that turn FASTMTP on, and leaves every other
+decision to SGLang and to our plugin inside it.
+"""
+
+import errno
+import socket
+from pathlib import Path
+
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files import cache
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers.server_process import launch_prefix
+
+_MODEL_FLAGS = ("--model-path", "--model")
+_SGLANG_PORT = "30000"
+
+
+def command(
+    model: str,
+    sglang_flags: list[str],
+    *,
+    draft: str | None = None,
+    num_steps: int | None = None,
+    vocabulary: Path | None = None,
+    speculation: bool = True,
+    progress: cache.Progress = cache.silent,
+) -> list[str]:
+    """Return the command that serves `model`; builds the embedded model and its head if need be.
+
+    Flags given by hand come last and win; `progress` receives lines for people. Raises FastMTPError
+    for arguments that contradict each other, would be ignored, or name files that do not exist.
+    """
+    if given := [flag for flag in sglang_flags if flag.split("=")[0] in _MODEL_FLAGS]:
+        raise FastMTPError(f"{given[0]} after -- repeats MODEL {model}: remove one of the two")
+    if not speculation:
+        _refuse_with_baseline(
+            {"--draft": draft, "--num-steps": num_steps, "--vocabulary": vocabulary}
+        )
+    require_directory("MODEL", model)
+    if draft is not None:
+        require_directory("--draft", draft)
+    if vocabulary is not None and not vocabulary.is_file():
+        raise FastMTPError(
+            f"--vocabulary {vocabulary} is not a file: give one made by `fastmtp vocab build`"
+        )
+
+    path = model
+    flags: list[str] = []
+    if model == smollm2.NAME:
+        path = str(smollm2.checkpoint(progress))
+        flags += smollm2.SERVE_FLAGS
+        if speculation and draft is None:
+            head = smollm2.draft_head(num_steps, progress=progress)
+            draft, num_steps = str(head.path), num_steps or head.num_steps
+            if not head.trained:
+                progress(
+                    "the draft head is untrained: answers are the same, and slower than without"
+                )
+    if speculation:
+        flags += speculation_flags(draft, num_steps, vocabulary)
+    return [*launch_prefix(), "--model-path", path, *flags, *sglang_flags]
+
+
+def speculation_flags(
+    draft: str | None, num_steps: int | None, vocabulary: Path | None = None
+) -> list[str]:
+    """Return the flags that turn FASTMTP on in `sglang serve`; None is left to the plugin."""
+    flags = ["--speculative-algorithm", "FASTMTP"]
+    if draft is not None:
+        flags += ["--speculative-draft-model-path", draft]
+    if num_steps is not None:
+        flags += ["--speculative-num-steps", str(num_steps)]
+    if vocabulary is not None:
+        flags += ["--speculative-token-map", str(vocabulary)]
+    return flags
+
+
+def require_directory(name: str, value: str) -> None:
+    """Refuse what can only be a local path and is not there: SGLang would try to download it.
+
+    `name` is the argument that `value` was given to. Raises FastMTPError.
+    """
+    looks_local = value.startswith((".", "/", "~")) or value.count("/") > 1
+    if looks_local and not Path(value).is_dir():
+        raise FastMTPError(
+            f"{name} {value} is not a directory: give an existing one, "
+            "or a Hugging Face name such as Qwen/Qwen3-8B"
+        )
+
+
+def require_free_port(arguments: list[str]) -> None:
+    """Refuse a port that another server has: SGLang would load the model before it finds out.
+
+    `arguments` are those of `sglang serve`. Raises FastMTPError.
+    """
+    port = _last_value(arguments, "--port")
+    if port is None and _last_value(arguments, "--config") is not None:
+        return  # the file may name one
+    host, port = _last_value(arguments, "--host") or "127.0.0.1", port or _SGLANG_PORT
+    if not port.isdecimal():
+        return  # SGLang says what is wrong with it
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, int(port)), family=family).close()
+    except (OSError, OverflowError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise FastMTPError(
+                f"--port {port} is in use on {host}, maybe by another server: "
+                "choose another with `-- --port N`."
+            ) from error
+
+
+def _last_value(arguments: list[str], flag: str) -> str | None:
+    """What SGLang's parser takes for `flag`: the last one given, in either spelling."""
+    value = None
+    for given, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if given == flag:
+            value = following
+        elif given.startswith(f"{flag}="):
+            value = given.removeprefix(f"{flag}=")
+    return value
+
+
+def _refuse_with_baseline(options: dict[str, object]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise FastMTPError(
+                f"{name} {value} has no effect with --no-speculation: remove one of the two"
+            )

@@ -1,0 +1,1 @@
+"""How much to draft, and whether drafting helps at all."""

@@ -1,0 +1,207 @@
+"""FASTMTP as SGLang sees it: which branches it joins and how its arguments are resolved.
+
+`FastMTPAlgorithm` answers as a member of the EAGLE family (one draft model with its own KV cache,
+hidden states relayed from step to step) and supplies what SGLang's base class for plugins lacks.
+SGLang calls it twice in the main process before any weight is read: `refuse_unsupported` with the
+arguments as given, `handle_server_args` with the resolved ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+from fastmtp_sglang.contract import identity, limits
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.serving.requests import request_limits, request_metrics
+from fastmtp_sglang.serving.verification import stops
+
+if TYPE_CHECKING:
+    import torch
+    from sglang.srt.managers.overlap_utils import FutureMap
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+logger = logging.getLogger(__name__)
+
+# The paper's K (arXiv 2509.18362, section 4.1).
+DEFAULT_NUM_STEPS = 3
+# SGLang's default for the EAGLE family: each running request reserves slots for its drafts.
+DEFAULT_MAX_RUNNING_REQUESTS = 48
+
+
+class FastMTPAlgorithm(CustomSpecAlgo):
+    """The registered algorithm; SGLang looks it up by name wherever it asks about speculation."""
+
+    _adaptive = False
+
+    def is_eagle(self) -> bool:
+        """Join the EAGLE family: draft model, draft KV cache, hidden states, verification."""
+        return True
+
+    def supports_mixed_chunk(self) -> bool:
+        """Prefill chunks may share a batch with decoding requests."""
+        return True
+
+    def supports_grammar_overlap(self) -> bool:
+        """The inherited verification advances grammars itself."""
+        return True
+
+    def need_topk(self) -> bool:
+        """The first draft token is relayed from one iteration to the next."""
+        return True
+
+    def carries_draft_hidden_states(self) -> bool:
+        """So is the hidden state that the next draft starts from."""
+        return True
+
+    def get_platform_worker_cls(self) -> type | None:
+        """A platform cannot replace our worker."""
+        return None
+
+    def create_future_map(
+        self,
+        device: torch.device,
+        req_to_token_pool: Any,
+        needs_cpu_seq_lens: bool = True,
+        needs_confidence_relay: bool = False,
+    ) -> FutureMap:
+        """Buffers that relay draft state between overlapped iterations."""
+        from sglang.srt.managers.overlap_utils import FutureMap
+
+        return FutureMap(
+            device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay
+        )
+
+    def build_disagg_draft_input(
+        self, batch: ScheduleBatch, last_tokens_tensor: torch.Tensor, future_map: FutureMap
+    ) -> Any:
+        """Draft state of requests that another node prefilled."""
+        from sglang.srt.speculative.eagle_disaggregation import build_eagle_disagg_draft_input
+
+        return build_eagle_disagg_draft_input(batch, last_tokens_tensor, future_map)
+
+    @staticmethod
+    def refuse_unsupported(server_args: Any) -> None:
+        """Refuse arguments that would be ignored or change the output.
+
+        Raises:
+            FastMTPError: with the flag, its value, the reason and the remedy.
+        """
+        identity.announce()
+        limits.refuse(server_args)
+        # Between this and `handle_server_args` SGLang takes the flag away from all but its own
+        # algorithms, with a warning that would be wrong here.
+        FastMTPAlgorithm._adaptive = server_args.speculative_adaptive
+        if server_args.speculative_adaptive:
+            server_args.speculative_adaptive = False
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Fill in our defaults and check that draft and target fit together.
+
+        Raises:
+            FastMTPError: the draft cannot draft for this target.
+        """
+        if server_args.speculative_num_steps is None:
+            server_args.speculative_num_steps = DEFAULT_NUM_STEPS
+        if FastMTPAlgorithm._adaptive:
+            server_args.speculative_adaptive = True
+        # SGLang sizes buffers and context budgets from all three.
+        server_args.speculative_eagle_topk = 1
+        server_args.speculative_num_draft_tokens = server_args.speculative_num_steps + 1
+        if server_args.max_running_requests is None:
+            server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+            logger.info(
+                "--max-running-requests %d: the default with speculation, set it to change it",
+                DEFAULT_MAX_RUNNING_REQUESTS,
+            )
+        self._resolve_draft(server_args)
+        request_limits.install()
+        request_metrics.install(
+            server_args.speculative_num_steps, adaptive=server_args.speculative_adaptive
+        )
+
+    @staticmethod
+    def _resolve_draft(server_args: Any) -> None:
+        from sglang.srt.arg_groups.model_override_base import model_config_of
+        from sglang.srt.utils.hf_transformers_utils import get_config
+
+        from fastmtp_sglang.head import compatibility
+
+        target = model_config_of(server_args).hf_config
+        draft_path, draft = server_args.speculative_draft_model_path, target
+        if draft_path is None:
+            if not compatibility.has_native_head(target):
+                raise FastMTPError(
+                    f"--speculative-draft-model-path is missing and {server_args.model_path} "
+                    f"({target.architectures[0]}) has no MTP layer of its own. Give the directory "
+                    "of a FastMTP head; `fastmtp head init` makes an untrained one."
+                )
+            # SGLang budgets the draft's KV cache from this path, so it is set even where the
+            # draft's weights lie in the target's own files.
+            draft_path = server_args.model_path
+            server_args.speculative_draft_model_path = draft_path
+            server_args.speculative_draft_model_revision = server_args.revision
+        else:
+            draft = get_config(
+                draft_path,
+                trust_remote_code=server_args.trust_remote_code,
+                revision=server_args.speculative_draft_model_revision,
+            )
+        compatibility.check(server_args.model_path, target, draft_path, draft)
+        FastMTPAlgorithm._resolve_vocabulary(server_args, draft_path, target)
+
+    @staticmethod
+    def _resolve_vocabulary(server_args: Any, draft_path: str, target: Any) -> None:
+        from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+        from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
+        from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+
+        path = server_args.speculative_token_map
+        if path is None:
+            beside_head = Path(draft_path) / FILE_NAME
+            if not beside_head.is_file():
+                return
+            path = server_args.speculative_token_map = str(beside_head)
+        if server_args.attn_dp_size > 1:
+            raise FastMTPError(
+                f"--speculative-token-map {path} does not work with --attn-dp-size "
+                f"{server_args.attn_dp_size} (--enable-dp-attention) yet: a rank would need the "
+                f"languages of other ranks' requests. Remove one of the two (a {FILE_NAME} in the "
+                "head's directory counts too)."
+            )
+        tokenizer = get_tokenizer(
+            server_args.tokenizer_path or server_args.model_path,
+            tokenizer_mode=server_args.tokenizer_mode,
+            trust_remote_code=server_args.trust_remote_code,
+            tokenizer_revision=server_args.revision,
+        )
+        DraftVocabulary.load(
+            path,
+            vocab_size=target.get_text_config().vocab_size,
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        )
+
+
+def worker_class(server_args: Any) -> type:
+    """The worker factory: called once, in the scheduler process, before the draft is built."""
+    from sglang.srt.models.registry import ModelRegistry
+    from sglang.srt.platforms import current_platform
+
+    from fastmtp_sglang.head.config import ARCHITECTURE
+    from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
+    from fastmtp_sglang.serving.drafting.native_head import MiMoMTP
+    from fastmtp_sglang.serving.worker import FastMTPWorker
+
+    identity.announce()
+    stops.install()
+    ModelRegistry.models[ARCHITECTURE] = FastMTPHead
+    ModelRegistry.models["MiMoMTP"] = MiMoMTP
+    if current_platform.is_out_of_tree() and current_platform.device_type == "cpu":
+        from fastmtp_sglang.serving.cpu import ops
+
+        ops.install()
+    return FastMTPWorker

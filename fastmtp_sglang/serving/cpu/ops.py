@@ -1,0 +1,213 @@
+"""Torch versions of the device operators that SGLang's speculative path has only for accelerators.
+
+`install` puts them where SGLang looks them up, in the scheduler process and only on our CPU
+platform. All tensors are on the CPU, so reading a length costs no synchronization. Drafts are
+chains (top-k 1): request i owns rows i * n .. i * n + n - 1, n = K + 1, in draft order.
+
+Plain `setattr` instead of SGLang's HookRegistry: three of the names hold None on a CPU, and the
+registry would then replace every attribute of every module that is None.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+
+from fastmtp_sglang.serving.cpu import sampling
+
+
+def assign_extend_cache_locs(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    draft_token_num: int,
+    **_: Any,
+) -> torch.Tensor:
+    """Cache slots of the next `draft_token_num` positions of each request, int64 [bs * n]."""
+    columns = start_offset.to(torch.int64).unsqueeze(1) + torch.arange(draft_token_num)
+    return req_to_token[req_pool_indices.unsqueeze(1), columns].to(torch.int64).flatten()
+
+
+def assign_draft_cache_locs_contiguous(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out_cache_loc: torch.Tensor,
+    topk: int,
+    num_cols: int,
+    positions: torch.Tensor | None = None,
+    mrope: torch.Tensor | None = None,
+) -> None:
+    """Fill `out_cache_loc` [bs * topk * num_cols] with the slots that follow each request."""
+    out_cache_loc.copy_(
+        assign_extend_cache_locs(req_pool_indices, req_to_token, seq_lens, topk * num_cols)
+    )
+    for target in (positions, mrope):
+        if target is not None:
+            target.copy_(seq_lens.repeat_interleave(topk).expand_as(target))
+
+
+def assign_req_to_token_pool(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    out_cache_loc: torch.Tensor,
+    batch_size: int,
+) -> None:
+    """Write newly allocated slots into each request's row, positions start..end-1."""
+    counts = (end_offset - start_offset).to(torch.int64)
+    rows = req_pool_indices.to(torch.int64).repeat_interleave(counts)
+    ends = counts.cumsum(0)
+    within = torch.arange(len(rows)) - (ends - counts).repeat_interleave(counts)
+    columns = start_offset.to(torch.int64).repeat_interleave(counts) + within
+    req_to_token[rows, columns] = out_cache_loc[: len(rows)].to(req_to_token.dtype)
+
+
+def gather_spec_extras(
+    indices: torch.Tensor,
+    topk_p: torch.Tensor,
+    topk_index: torch.Tensor,
+    output_tokens: torch.Tensor,
+    hidden_states: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Rows `indices` of the buffers that relay draft state between overlapped iterations."""
+    return (
+        topk_p[indices],
+        topk_index[indices],
+        output_tokens[indices],
+        None if hidden_states is None else hidden_states[indices],
+    )
+
+
+def fill_bonus_tokens(
+    accept_tokens: torch.Tensor,
+    accept_lens: torch.Tensor,
+    bonus_tokens: torch.Tensor,
+    accept_stride: int,
+    batch_size: int,
+) -> None:
+    """The last accepted token of each request, from `accept_tokens` [bs, accept_stride]."""
+    last = accept_lens.to(torch.int64).unsqueeze(1) - 1
+    bonus_tokens.copy_(accept_tokens.view(batch_size, accept_stride).gather(1, last).squeeze(1))
+
+
+def build_chain(
+    parent_list: torch.Tensor,
+    top_scores_index: torch.Tensor,
+    seq_lens: torch.Tensor,
+    tree_mask: torch.Tensor,
+    positions: torch.Tensor,
+    retrieve_index: torch.Tensor,
+    retrieve_next_token: torch.Tensor,
+    retrieve_next_sibling: torch.Tensor,
+    topk: int,
+    spec_steps: int,
+    num_verify_tokens: int,
+    tree_mask_mode: Any,
+) -> None:
+    """Describe each request's draft as a chain; all outputs [bs, n] and written in place.
+
+    The mask is left alone: our attention derives a chain's visibility from positions.
+    """
+    bs, n = seq_lens.shape[0], num_verify_tokens
+    column = torch.arange(n)
+    positions.view(bs, n).copy_(seq_lens.unsqueeze(1) + column)
+    retrieve_index.copy_(torch.arange(bs * n).view(bs, n))
+    retrieve_next_token.copy_(torch.where(column < n - 1, column + 1, -1).expand(bs, n))
+    retrieve_next_sibling.fill_(-1)
+
+
+def verify_chain_greedy(
+    predicts: torch.Tensor,
+    accept_index: torch.Tensor,
+    accept_token_num: torch.Tensor,
+    candidates: torch.Tensor,
+    retrieve_index: torch.Tensor,
+    retrieve_next_token: torch.Tensor,
+    retrieve_next_sibling: torch.Tensor,
+    target_predict: torch.Tensor,
+    topk: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Accept drafts while they equal the target's choice one position earlier.
+
+    Args:
+        predicts: int32 [bs * n], written: the target's token for every row.
+        accept_index: int32 [bs, n], written: accepted rows, -1 beyond.
+        accept_token_num: int32 [bs], written: accepted drafts, without the bonus token.
+        candidates: int64 [bs, n]; column 0 is the last committed token, then the K drafts.
+        retrieve_index: int64 [bs, n], row numbers.
+        retrieve_next_token: unused, a chain's order is known.
+        retrieve_next_sibling: unused.
+        target_predict: int64 [bs, n], the target's token after each row.
+        topk: unused.
+    """
+    agreed = candidates[:, 1:] == target_predict[:, :-1]
+    sampling.record_acceptance(
+        agreed.to(torch.int32).cumprod(1).sum(1),
+        target_predict,
+        predicts,
+        accept_index,
+        accept_token_num,
+        retrieve_index,
+    )
+    return predicts, accept_index, accept_token_num
+
+
+# module, name, replacement. Several modules bind the same function under its own name at import.
+_REPLACEMENTS = (
+    ("sglang.srt.mem_cache.allocation", "assign_req_to_token_pool_func", assign_req_to_token_pool),
+    ("sglang.srt.managers.overlap_utils", "gather_spec_extras", gather_spec_extras),
+    (
+        "sglang.srt.speculative.eagle_worker_common",
+        "assign_draft_cache_locs_contiguous_func",
+        assign_draft_cache_locs_contiguous,
+    ),
+    ("sglang.srt.speculative.eagle_worker_common", "fill_bonus_tokens_func", fill_bonus_tokens),
+    ("sglang.srt.speculative.eagle_utils", "build_tree_kernel_efficient_func", build_chain),
+    ("sglang.srt.speculative.eagle_utils", "verify_tree_greedy_func", verify_chain_greedy),
+    (
+        "sglang.srt.speculative.eagle_utils",
+        "tree_speculative_sampling_target_only",
+        sampling.sample_chain_target_only,
+    ),
+    (
+        "sglang.srt.speculative.eagle_utils",
+        "chain_speculative_sampling_triton",
+        sampling.sample_chain_from_proposal,
+    ),
+    ("sglang.srt.speculative.spec_utils", "row_argmax", sampling.row_argmax),
+    ("sglang.srt.speculative.eagle_utils", "top_k_renorm_prob", sampling.top_k_renorm),
+    ("sglang.srt.speculative.eagle_utils", "top_p_renorm_prob", sampling.top_p_renorm),
+)
+
+
+def install() -> None:
+    """Put the torch operators, the chain attention and the draft backends in place; idempotent."""
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuChainAttnBackend
+
+    for module, name, replacement in _REPLACEMENTS:
+        setattr(importlib.import_module(module), name, replacement)
+
+    def create_decode_backend(factory):
+        if factory.speculative_num_steps <= 1:
+            return None
+        return CpuChainAttnBackend(factory.draft_model_runner, factory.speculative_num_steps)
+
+    DraftBackendFactory.create_decode_backend = create_decode_backend
+    DraftBackendFactory.create_draft_extend_backend = lambda factory: CpuAttnBackend(
+        factory.draft_model_runner
+    )
+    _select_eagerly()
+
+
+def _select_eagerly() -> None:
+    """Run stock EAGLE's token selection uncompiled: compiling it needs a C++ compiler."""
+    from sglang.srt.speculative import spec_utils
+
+    compiled = spec_utils._select_top_k_tokens_later
+    spec_utils._select_top_k_tokens_later = getattr(
+        compiled, "_torchdynamo_orig_callable", compiled
+    )

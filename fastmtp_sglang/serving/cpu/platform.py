@@ -1,0 +1,96 @@
+"""The out-of-tree CPU platform: which classes SGLang's unmodified wheel uses on a plain CPU.
+
+SGLang's own CPU engine needs a build of `sgl_kernel` that the CUDA wheel does not hold; this
+platform needs torch alone. It serves without speculation, with FASTMTP and with stock NEXTN.
+"""
+
+from typing import Any
+
+import torch
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
+
+from fastmtp_sglang.contract import limits
+
+# SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
+# it. On our platform the name stands for our class.
+ATTENTION_BACKEND = "torch_native"
+
+
+class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """A CPU as SGLang's platform layer sees it: no graphs, no Triton, gloo, torch operators."""
+
+    _enum = PlatformEnum.OOT
+    capabilities = PlatformCapabilities()
+
+    def get_device(self, device_id: int = 0) -> str:
+        """The device as SGLang's arguments name it."""
+        return self.device_type
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Refuse what cannot work here, with or without speculation; no default is changed.
+
+        Raises:
+            FastMTPError: naming the flag, the reason and the way out.
+        """
+        limits.refuse_any(server_args, limits.ON_A_CPU)
+
+    def get_default_attention_backend(self) -> str:
+        """The name that `init_backend` gives to `cpu.attention.CpuAttnBackend`."""
+        return ATTENTION_BACKEND
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """FASTMTP, and EAGLE because stock NEXTN resolves to it."""
+        return algorithm in ("FASTMTP", "EAGLE")
+
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        """The draft runs on the attention of the target."""
+        return backend == ATTENTION_BACKEND
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        """The draft runs on the attention of the target."""
+        return ATTENTION_BACKEND
+
+    def get_speculative_worker_cls(self, algorithm: str) -> type | None:
+        """The built-in worker for NEXTN, once SGLang's device operators have torch versions."""
+        from fastmtp_sglang.serving.cpu import ops
+
+        ops.install()
+        return None
+
+    def get_kv_pool_cls(self, *, kind: KVPoolKind) -> type | None:
+        """A pool whose slot moves need no Triton kernel."""
+        if kind != "mha":
+            return None
+        from fastmtp_sglang.serving.cpu.kv_pool import CpuMHATokenToKVPool
+
+        return CpuMHATokenToKVPool
+
+    def get_speculative_cache_locs_fn(self):
+        """Torch version of the gather of a request's next cache slots."""
+        from fastmtp_sglang.serving.cpu.ops import assign_extend_cache_locs
+
+        return assign_extend_cache_locs
+
+    def init_backend(self) -> None:
+        """Put our attention into SGLang's registry; called once in each worker process."""
+        from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+        @register_attention_backend(ATTENTION_BACKEND)
+        def create(runner):
+            from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend
+
+            return CpuAttnBackend(runner)
+
+    def post_load_model(self, model: torch.nn.Module) -> None:
+        """Repack the linear weights so that verifying K+1 tokens costs little more than one.
+
+        And let SGLang find our rotary positions; not sooner, since its layers cannot be imported
+        while its model runner is.
+        """
+        from fastmtp_sglang.serving.cpu import rotary
+        from fastmtp_sglang.serving.cpu.packed_linear import pack_model
+
+        pack_model(model)
+        rotary.register(self.get_dispatch_key_name())

@@ -1,0 +1,1 @@
+"""The head in SGLang: its model, its last layer over draft lists, its deferred keys."""

@@ -1,0 +1,1 @@
+"""Single requests: what is refused of them, and what is counted for them."""

@@ -1,0 +1,1 @@
+"""Which draft list each request is on."""

@@ -1,0 +1,1 @@
+"""Verification with all that token-by-token decoding would have done."""

@@ -1,0 +1,124 @@
+"""Verification with what SGLang's own leaves out, so that answers are those of token-by-token
+decoding: exact penalties (`penalties`), and the sampler's distribution (`filters`).
+
+SGLang's verification looks its functions up as attributes of modules; `install` puts ours there, in
+the scheduler process, once the CPU's torch operators are in place. Nothing of SGLang is copied:
+ours adjust what goes in, and call SGLang's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.runtime_context import get_exec
+from sglang.srt.sampling import penaltylib
+from sglang.srt.speculative import eagle_utils, eagle_worker_common
+
+from fastmtp_sglang.serving.verification.filters import Filters, target_distribution
+from fastmtp_sglang.serving.verification.penalties import NoPenalizers, Penalties, PrefillPenalties
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+    from sglang.srt.speculative.eagle_info import EagleVerifyInput
+    from torch import Tensor
+
+# What `eagle_sample` hands the target's probabilities to.
+_SAMPLERS = ("tree_speculative_sampling_target_only", "chain_speculative_sampling_triton")
+
+
+class Verification:
+    """Samples first tokens and verifies drafts.
+
+    Attributes:
+        penalties: what the requests that use penalties have produced.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+        self.penalties = Penalties(vocab_size, device)
+        self._stock_sample = eagle_worker_common.eagle_sample
+        self._filters: Filters | None = None
+
+    def install(self) -> None:
+        """Take SGLang's place; for good, since its process serves nothing but our worker."""
+        penaltylib.BatchedPenalizerOrchestrator = NoPenalizers
+        eagle_worker_common.eagle_sample = self.sample
+        for name in _SAMPLERS:
+            setattr(eagle_utils, name, partial(self._verify, getattr(eagle_utils, name)))
+
+    def before_prefill(self, batch: ScheduleBatch) -> None:
+        """Prepare the sampling of a prefill's first tokens; after a retraction, of the next ones.
+
+        A chunk that is not its prompt's last samples a token too, which nobody uses: the next chunk
+        starts the count again.
+        """
+        decoding = {id(request) for request in batch.decoding_reqs or ()}
+        self.penalties.start([r for r in batch.reqs if id(r) not in decoding])
+        selection = self.penalties.select(batch.reqs)
+        if selection is not None:
+            # SGLang gives a forward pass its own copy, without an orchestrator.
+            batch.sampling_info.penalizer_orchestrator = PrefillPenalties(self.penalties, selection)
+
+    def after_prefill(self, batch: ScheduleBatch, tokens: Tensor | None) -> None:
+        """Count the sampled tokens, integer [B]."""
+        selection = self.penalties.select(batch.reqs)
+        if selection is not None and tokens is not None:
+            self.penalties.count(selection, tokens.unsqueeze(1), torch.ones_like(tokens))
+
+    def sample(
+        self,
+        verify_input: EagleVerifyInput,
+        batch: ScheduleBatch,
+        logits_output: LogitsProcessorOutput,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """SGLang's `eagle_sample` on adjusted logits.
+
+        Returns:
+            predict, int32 [B * n]: the tokens after each row; accept_lens, int [B]: how many of
+            them count; accept_index, int32 [B, n].
+        """
+        if batch.forward_mode.is_idle():
+            return self._stock_sample(verify_input, batch, logits_output, *args, **kwargs)
+        n = verify_input.draft_token_num
+        selection = self.penalties.select(batch.reqs)
+        if selection is not None:
+            logits = logits_output.next_token_logits.unflatten(0, (-1, n))
+            drafts = verify_input.draft_token.view(-1, n)[:, 1:]
+            self.penalties.apply(selection, logits, drafts)
+        with self._own_filters(batch.sampling_info, n):
+            predict, accept_lens, accept_index = self._stock_sample(
+                verify_input, batch, logits_output, *args, **kwargs
+            )
+        if selection is not None:
+            self.penalties.count(selection, predict.view(-1, n), accept_lens)
+        return predict, accept_lens, accept_index
+
+    @contextmanager
+    def _own_filters(self, sampling_info: SamplingBatchInfo, n: int) -> Iterator[None]:
+        """Filter in `_verify` what SGLang would have filtered before it calls that."""
+        self._filters = Filters.of(sampling_info, n, get_exec().kernel.sampling_backend)
+        needed = sampling_info.need_top_k_sampling, sampling_info.need_top_p_sampling
+        if self._filters is not None:
+            sampling_info.need_top_k_sampling = sampling_info.need_top_p_sampling = False
+        try:
+            yield
+        finally:
+            sampling_info.need_top_k_sampling, sampling_info.need_top_p_sampling = needed
+
+    def _verify(self, sampler: Callable[..., None], *, target_probs: Tensor, **kwargs: Any) -> None:
+        """Let SGLang's sampler accept tokens by filtered target probabilities [B, n, V]."""
+        if self._filters is not None:
+            target_probs = target_distribution(
+                target_probs.flatten(0, 1),
+                self._filters,
+                eagle_utils.top_k_renorm_prob,
+                eagle_utils.top_p_renorm_prob,
+            ).view_as(target_probs)
+        sampler(target_probs=target_probs, **kwargs)

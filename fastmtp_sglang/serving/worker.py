@@ -1,0 +1,248 @@
+"""The FASTMTP worker: SGLang's V2 worker with one shared head, drafted recursively.
+
+Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV cache are
+SGLang's. What differs is the memory, since the head's embedding and lm_head are the target's
+tensors from the moment the head is loaded, before the KV pool is sized; with a draft vocabulary,
+the last layer (`draft_head`), which each request's language steers (`routing`); what verification
+is given and leaves behind (`verification`); and the choice of K (`adaptive`), down to none at all
+(`deferred_keys`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.managers.tp_worker import TpModelWorker
+from sglang.srt.platforms import current_platform
+from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.speculative import eagle_worker_v2
+from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
+from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
+
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
+from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
+from fastmtp_sglang.serving.drafting.deferred_keys import DeferredKeys
+from fastmtp_sglang.serving.drafting.draft_head import DraftHead, NextTokenIds
+from fastmtp_sglang.serving.drafting.masked_draft_head import MaskedDraftHead
+from fastmtp_sglang.serving.routing.routing_log import RoutingLog
+from fastmtp_sglang.serving.verification.verification import Verification
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.utils import GenerationBatchResult
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+class FastMTPDraftWorker(EagleDraftWorker):
+    """Drafts K tokens by applying one MTP head K times."""
+
+    def __init__(
+        self,
+        server_args: ServerArgs,
+        gpu_id: int,
+        nccl_port: int,
+        target_worker: TpModelWorker,
+    ) -> None:
+        self.draft_head: DraftHead | MaskedDraftHead | None = None
+        self._deferred_keys: DeferredKeys | None = None
+        super().__init__(server_args, gpu_id, nccl_port, target_worker)
+        # Stock SGLang shares them after it has sized the KV pool, while the head still holds copies
+        # (sglang#36452: 2.5 GB that a MiMo-7B server loses for good).
+        before = _parameter_bytes(self.draft_runner.model)
+        self.init_token_map()
+        self.init_lm_head()
+        freed = before - _parameter_bytes(self.draft_runner.model)
+        current_platform.empty_cache()
+        logger.info(
+            "The head shares the target's embedding and lm_head (%.1f MiB of copies freed before "
+            "the KV pool is sized); it drafts K=%d tokens per step.",
+            max(freed, 0) / 2**20,
+            self.speculative_num_steps,
+        )
+
+    def init_token_map(self) -> None:
+        """No hot-token copy of the lm_head: drafting reads the shared one."""
+        self.hot_token_id: NextTokenIds | None = None
+
+    def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Once request slots exist, put the draft vocabulary in place of the full one."""
+        super().alloc_memory_pool(*args, **kwargs)
+        if get_spec().speculative_adaptive and DeferredKeys.possible(self.draft_runner):
+            self._deferred_keys = DeferredKeys(self.draft_runner)
+        path = get_spec().speculative_token_map
+        if path is None:
+            logger.info(
+                "Drafting over the full vocabulary: there is no --speculative-token-map, and no %s "
+                "beside the head.",
+                FILE_NAME,
+            )
+            return
+        # The main process has compared its tokenizer with the target's.
+        vocabulary = DraftVocabulary.load(
+            path,
+            vocab_size=self.target_worker.model_config.vocab_size,
+            tokenizer_fingerprint=None,
+        )
+        model = self.draft_runner.model
+        if not (hasattr(model, "lm_head") and hasattr(model, "logits_processor")):
+            raise FastMTPError(
+                f"--speculative-token-map {path} does not work with {type(model).__name__}, which "
+                "computes its logits in its own way. Serve without it."
+            )
+        num_slots = self.req_to_token_pool.req_to_token.shape[0]
+        processor = model.logits_processor
+        if get_spec().speculative_use_rejection_sampling:
+            device = self.draft_runner.device
+            self.draft_head = MaskedDraftHead(vocabulary, processor, num_slots, device)
+        else:
+            self.draft_head = DraftHead(vocabulary, model.lm_head, processor, num_slots)
+            self.hot_token_id = NextTokenIds(self.draft_head)
+            self._watch_weight_updates(self.draft_head)
+        self._routing_log = RoutingLog(
+            self.draft_head.router,
+            get_observability().decode_log_interval,
+            with_metrics=get_observability().enable_metrics and get_parallel().tp_rank == 0,
+        )
+        logger.info(
+            "Drafting from %s by the language of each request: %s of %d tokens.",
+            path,
+            ", ".join(f"{name} {len(ids)}" for name, ids in vocabulary.ids.items()),
+            vocabulary.vocab_size,
+        )
+
+    def _watch_weight_updates(self, draft_head: DraftHead) -> None:
+        """SGLang asks for the target's runners whenever it is about to change its weights."""
+        stock = self.target_worker.weight_update_runners
+
+        def weight_update_runners() -> list[tuple[str, ModelRunner]]:
+            draft_head.is_stale = True
+            return stock()
+
+        self.target_worker.weight_update_runners = weight_update_runners
+
+    def draft(self, batch: ScheduleBatch, **kwargs: Any) -> Any:
+        """Draft upon the keys of all that was decided."""
+        if self._deferred_keys is not None:
+            self._deferred_keys.write()
+        return super().draft(batch, **kwargs)
+
+    def draft_forward(self, forward_batch: ForwardBatch) -> Any:
+        """Draft the chain; the first token comes from the preceding draft extension."""
+        if self.draft_head is not None:
+            self.draft_head.batch = forward_batch
+        return super().draft_forward(forward_batch)
+
+    def _draft_extend_for_prefill(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self._deferred_keys is not None:
+            self._deferred_keys.write()
+        if self.draft_head is not None and batch.reqs:
+            slots = [request.kv.req_pool_idx for request in batch.reqs]
+            self.draft_head.router.start(slots, batch.reqs)
+        return super()._draft_extend_for_prefill(batch, *args, **kwargs)
+
+    def _draft_extend_for_decode(
+        self, batch: ScheduleBatch, batch_result: GenerationBatchResult, **kwargs: Any
+    ) -> None:
+        if self.draft_head is not None and not batch.forward_mode.is_idle():
+            self.draft_head.router.advance(
+                batch.req_pool_indices,
+                batch_result.next_token_ids.view(len(batch.req_pool_indices), -1),
+                batch_result.accept_lens,
+            )
+            self._routing_log.step()
+        if self.speculative_num_steps == 0 and self._deferred_keys is not None:
+            self._deferred_keys.owe(batch, batch_result)
+            _draft_nothing(batch_result)
+            return
+        with self._scoring_only_for_drafts():
+            super()._draft_extend_for_decode(batch, batch_result, **kwargs)
+
+    def _capture_cuda_graphs(self) -> None:
+        with self._scoring_only_for_drafts():
+            super()._capture_cuda_graphs()
+
+    @contextmanager
+    def _scoring_only_for_drafts(self) -> Iterator[None]:
+        """At K = 0, spare a head whose keys cannot be deferred its last layer."""
+        if self.speculative_num_steps > 0:
+            yield
+            return
+        processor = self.draft_runner.model.logits_processor
+        processor._get_logits = lambda hidden_states, *_, **__: hidden_states.new_zeros(
+            len(hidden_states), 1, dtype=torch.float32
+        )
+        try:
+            yield
+        finally:
+            del processor._get_logits
+
+
+class FastMTPWorker(EAGLEWorkerV2):
+    """The worker that SGLang's scheduler drives."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        # The base class names its draft worker in a module global and has no factory for it.
+        stock = eagle_worker_v2.EagleDraftWorker
+        eagle_worker_v2.EagleDraftWorker = FastMTPDraftWorker
+        try:
+            super().__init__(**kwargs)
+        finally:
+            eagle_worker_v2.EagleDraftWorker = stock
+        self._verification = Verification(
+            self.target_worker.model_config.vocab_size, self.target_worker.device
+        )
+        self._verification.install()
+        self._adaptive: AdaptiveSteps | None = None
+        self._watch: AcceptanceWatch | None = None
+        if get_spec().speculative_adaptive:
+            self._adaptive = AdaptiveSteps(self.speculative_num_steps)
+            self.adaptive_controller = AdaptiveController(self, self._adaptive)
+            # It reports each switch, and a look at another K is two.
+            logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)
+        elif get_parallel().tp_rank == 0:
+            self._watch = AcceptanceWatch()
+
+    def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self._adaptive is not None:
+            self._adaptive.disturb()
+        self._verification.before_prefill(batch)
+        result = super()._forward_prefill_batch(batch, *args, **kwargs)
+        self._verification.after_prefill(batch, result.next_token_ids)
+        return result
+
+    def on_verify_complete_cpu(
+        self, num_correct_drafts_per_req: list[int], batch_size: int = 0
+    ) -> None:
+        """Learn from a verification whose result has arrived."""
+        if self._watch is not None:
+            self._watch.observe(num_correct_drafts_per_req)
+        super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
+
+
+def _draft_nothing(result: GenerationBatchResult) -> None:
+    """Let the first draft after K = 0 be token 0, which verification rejects."""
+    next_draft_input = result.next_draft_input
+    hidden_states = result.logits_output.hidden_states
+    next_draft_input.topk_p = hidden_states.new_zeros(len(hidden_states), 1, dtype=torch.float32)
+    next_draft_input.topk_index = torch.zeros_like(next_draft_input.topk_p, dtype=torch.int64)
+    next_draft_input.hidden_states = torch.zeros_like(hidden_states)
+
+
+def _no_switches(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Switch adaptive runtime state")
+
+
+def _parameter_bytes(model: torch.nn.Module) -> int:
+    """Bytes that a model's parameters occupy, counting shared storage once."""
+    storages = (p.untyped_storage() for p in model.parameters() if not p.is_meta)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

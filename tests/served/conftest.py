@@ -1,0 +1,240 @@
+"""Real servers on the CPU, started when first used and shared by the tests of this folder.
+
+`servers(name)` gives the base URL of a server, by the names in `_flags`. Baselines run the same
+target without speculation. Logs go to pytest's temporary directory and are named in a failure.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import chains
+import pytest
+import tiny_models as models
+
+from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers.server_process import ServerProcess
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
+
+_COMMON = (
+    *("--dtype", "float32", "--max-total-tokens", "30000", "--context-length", "4096"),
+    # Idle servers must not eat the two cores that the busy one needs.
+    "--sleep-on-idle",
+    "--enable-return-hidden-states",
+    # What other servers allocate while this one loads counts as its own, and SGLang gives up.
+    *("--mem-fraction-static", "0.95"),
+)
+# SGLang puts running requests back every few steps, as it does when memory runs short.
+_ENV = {
+    "mimo-retracting": {"SGLANG_TEST_RETRACT": "1"},
+    # SGLang wants a core for each rank on a machine of one NUMA node.
+    **{
+        f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+        for kind in ("", "routed-")
+    },
+}
+# Each takes 2 to 3 GB, and the suite's other process runs as many beside them.
+_MAX_RUNNING = 3
+
+
+# Files in an order in which each server is started once, or nearly so.
+_ORDER = (
+    *("entry_points", "bench", "real_model", "tool_calls", "hidden_states"),
+    *("routing", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
+    *("malformed_requests", "structured_output", "scale_out", "scheduling", "equality"),
+    *("sampling", "rejection", "tensor_parallel"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort this folder's tests; a file that `_ORDER` lacks comes first."""
+    names = [f"test_{name}" for name in _ORDER]
+
+    def place(item: pytest.Item) -> int:
+        return names.index(item.path.stem) if item.path.stem in names else -1
+
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    here.sort(key=place)
+    others = [item for item in items if item.path.parent != Path(__file__).parent]
+    items[:] = [*others, *here]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Directories of the models under test."""
+
+    smollm2: Path
+    smollm2_head: Path
+    mimo: Path
+    mimo_head: Path
+    chains: Path
+    chains_head: Path
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Checkpoints:
+    root = tmp_path_factory.mktemp("checkpoints")
+    head = smollm2.draft_head()
+    assert head.trained
+    plain = models.add_loops(models.target(root / "plain", "qwen2", output_scale=0.01))
+    # Two heads of different quality: the native one drafts well, the other one less.
+    native = models.agreeing_head(plain, root / "native-head", noise=0.1)
+    models.agreeing_head(plain, root / "mimo-head", noise=0.2)
+    mimo = models.as_mimo(plain, native, root / "mimo")
+    chained = models.chain_target(root / "chains", chains.SUCCESSOR)
+    models.agreeing_head(chained, root / "chains-head")
+    # One vocabulary beside the head, where it is found without a flag; the other is a flag's.
+    beside_head = root / "chains-head" / FILE_NAME
+    beside_head.parent.mkdir()
+    chains.routed(chained).save(beside_head)
+    chains.english_only(chained).save(root / "english-only.safetensors")
+    return Checkpoints(
+        smollm2=smollm2.checkpoint(),
+        smollm2_head=head.path,
+        mimo=mimo,
+        mimo_head=root / "mimo-head",
+        chains=chained,
+        chains_head=root / "chains-head",
+    )
+
+
+def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
+    speculate = ("--speculative-algorithm", "fastmtp")
+    draft = "--speculative-draft-model-path"
+    # Its keys and values take 46 kB a token; the longest prompt is of 1,500 tokens.
+    real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
+    two_ranks = ("--tp-size", "2")
+    return {
+        "smollm2": (checkpoints.smollm2, real),
+        "smollm2-fastmtp": (
+            checkpoints.smollm2,
+            (*speculate, draft, str(checkpoints.smollm2_head), *real),
+        ),
+        "smollm2-bfloat16": (checkpoints.smollm2, (*real, "--dtype", "bfloat16")),
+        # Prompts are cut in other places than above.
+        "smollm2-bfloat16-fastmtp": (
+            checkpoints.smollm2,
+            (
+                *(*speculate, draft, str(checkpoints.smollm2_head), *real),
+                *("--dtype", "bfloat16", "--chunked-prefill-size", "96"),
+            ),
+        ),
+        "mimo": (checkpoints.mimo, ()),
+        # Only so are SGLang's own penalties those of the tokens before (`penalties`).
+        "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),
+        "mimo-native": (checkpoints.mimo, speculate),
+        "mimo-rejection": (
+            checkpoints.mimo,
+            (*speculate, "--speculative-use-rejection-sampling"),
+        ),
+        # While prompts come in, running requests share their chunks and draft nothing.
+        "mimo-mixed": (
+            checkpoints.mimo,
+            (
+                *(*speculate, "--speculative-use-rejection-sampling"),
+                *("--page-size", "64", "--enable-mixed-chunk", "--chunked-prefill-size", "128"),
+            ),
+        ),
+        "mimo-retracting": (
+            checkpoints.mimo,
+            (
+                *(*speculate, "--enable-metrics", "--enable-priority-scheduling"),
+                *("--max-running-requests", "12"),
+            ),
+        ),
+        "mimo-adaptive": (checkpoints.mimo, (*speculate, "--speculative-adaptive")),
+        # The other scheduling, another K, small chunks and pages: what the first one leaves out.
+        "mimo-head-synchronous": (
+            checkpoints.mimo,
+            (
+                *(*speculate, draft, str(checkpoints.mimo_head), "--speculative-num-steps", "5"),
+                *("--disable-overlap-schedule", "--chunked-prefill-size", "256"),
+                *("--page-size", "16"),
+            ),
+        ),
+        "chains": (checkpoints.chains, ()),
+        "chains-routed": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                *("--enable-metrics", "--decode-log-interval", "5"),
+            ),
+        ),
+        "chains-two-ranks": (checkpoints.chains, two_ranks),
+        "chains-routed-two-ranks": (
+            checkpoints.chains,
+            (*speculate, draft, str(checkpoints.chains_head), *two_ranks),
+        ),
+        "chains-adaptive": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                *("--speculative-adaptive", "--disable-overlap-schedule"),
+            ),
+        ),
+        "chains-rejection": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                "--speculative-use-rejection-sampling",
+            ),
+        ),
+        "chains-english-only": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head)),
+                "--speculative-token-map",
+                str(checkpoints.chains.parent / "english-only.safetensors"),
+                "--disable-overlap-schedule",
+            ),
+        ),
+        "mimo-nextn": (
+            checkpoints.mimo,
+            (
+                *("--speculative-algorithm", "NEXTN", "--speculative-num-steps", "3"),
+                *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"),
+            ),
+        ),
+    }[kind]
+
+
+@pytest.fixture(scope="session")
+def servers(checkpoints, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    running: dict[str, ServerProcess] = {}  # the least recently used first
+    failed: dict[str, str] = {}
+    # Tests ask from several threads.
+    lock = threading.Lock()
+
+    def url(kind: str) -> str:
+        with lock:
+            return start(kind)
+
+    def start(kind: str) -> str:
+        if kind in failed:
+            pytest.fail(f"the server {kind} did not start: {failed[kind]}")
+        if kind not in running:
+            if len(running) == _MAX_RUNNING:
+                running.pop(next(iter(running))).stop()
+            model, flags = _flags(kind, checkpoints)
+            server = ServerProcess(
+                model,
+                [*_COMMON, *flags],
+                env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **_ENV.get(kind, {})},
+                log_path=logs / f"{kind}.log",
+            )
+            try:
+                server.start()
+            except FastMTPError as error:
+                failed[kind] = str(error)
+                raise
+            running[kind] = server
+        running[kind] = running.pop(kind)
+        running[kind].check_alive()
+        return running[kind].url
+
+    yield url
+    for server in running.values():
+        server.stop()

@@ -1,0 +1,23 @@
+"""Two ranks: answers are those of two ranks without speculation, draft lists included.
+
+Tensor parallelism sums in another order than one rank, so both sides have two.
+Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts two servers of two ranks).
+"""
+
+import chains
+import pytest
+from client import acceptance_length, assert_equal, generate_all
+
+pytestmark = pytest.mark.slow
+
+LANGUAGES = ("zh", "en", "code", "ru")
+
+
+def test_equal(servers):
+    """12 requests of different lengths; the languages' texts are known (`chains`)."""
+    cases = [(chains.prompt(LANGUAGES[i % 4], 16 + i), 24 + i) for i in range(12)]
+    base = generate_all(servers("chains-two-ranks"), cases, concurrency=6, ignore_eos=True)
+    fast = generate_all(servers("chains-routed-two-ranks"), cases, concurrency=6, ignore_eos=True)
+    assert_equal(fast, base)
+    # Nearly all of the 4 tokens of a step, whichever list a row drafts from.
+    assert acceptance_length(fast) > 3.5

@@ -1,0 +1,328 @@
+"""Torch versions of SGLang's device operators, against loops over single elements.
+
+Every case is random from SEED. Alone: pytest tests/serving/cpu/test_ops.py
+"""
+
+import importlib
+import inspect
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastmtp_sglang.contract import compat
+from fastmtp_sglang.serving.cpu import attention, kv_pool, ops
+
+SEED = 20250918
+CASES = range(12)
+
+
+def generator(case: int) -> torch.Generator:
+    return torch.Generator().manual_seed(SEED + case)
+
+
+def integers(low: int, high: int, shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
+    return torch.randint(low, high, shape, generator=source)
+
+
+def request_table(source: torch.Generator) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Batch size, row of each request, int32 table of 12 rows and 64 positions."""
+    bs = int(integers(1, 9, (), source))
+    rows = torch.randperm(12, generator=source)[:bs]
+    return bs, rows, integers(1, 10_000, (12, 64), source).to(torch.int32)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_assign_extend_cache_locs(case, dtype):
+    source = generator(case)
+    bs, rows, table = request_table(source)
+    n = int(integers(1, 9, (), source))
+    starts = integers(0, 64 - n, (bs,), source)
+    actual = ops.assign_extend_cache_locs(
+        req_pool_indices=rows,
+        req_to_token=table,
+        start_offset=starts.to(dtype),
+        end_offset=starts + n,
+        batch_size=bs,
+        draft_token_num=n,
+        device="cpu",
+    )
+    expected = [int(table[rows[i], int(starts[i]) + j]) for i in range(bs) for j in range(n)]
+    assert actual.dtype == torch.int64
+    assert actual.tolist() == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("with_positions", [False, True])
+def test_assign_draft_cache_locs_contiguous(case, with_positions):
+    source = generator(case)
+    bs, rows, table = request_table(source)
+    topk, columns = int(integers(1, 4, (), source)), int(integers(1, 5, (), source))
+    lengths = integers(0, 64 - topk * columns, (bs,), source).to(torch.int32)
+    slots = torch.full((bs * topk * columns,), -1)
+    positions = torch.full((bs * topk,), -1) if with_positions else None
+    mrope = torch.full((3, bs * topk), -1) if with_positions else None
+    ops.assign_draft_cache_locs_contiguous(
+        rows, table, lengths, slots, topk, columns, positions=positions, mrope=mrope
+    )
+    expected = [
+        int(table[rows[i], int(lengths[i]) + j]) for i in range(bs) for j in range(topk * columns)
+    ]
+    assert slots.tolist() == expected
+    if with_positions:
+        first = [int(lengths[i]) for i in range(bs) for _ in range(topk)]
+        assert positions.tolist() == first
+        assert mrope.tolist() == [first] * 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_assign_req_to_token_pool(case):
+    """Ragged: a request may get no slot at all, and more slots than are needed may be given."""
+    source = generator(case)
+    bs, rows, table = request_table(source)
+    starts = integers(0, 50, (bs,), source).to(torch.int32)
+    ends = starts + integers(0, 14, (bs,), source).to(torch.int32)
+    slots = integers(10_000, 20_000, (int((ends - starts).sum()) + 3,), source)
+    expected, given = table.clone(), iter(slots.tolist())
+    for i in range(bs):
+        for position in range(int(starts[i]), int(ends[i])):
+            expected[rows[i], position] = next(given)
+    ops.assign_req_to_token_pool(rows, table, starts, ends, slots, bs)
+    assert torch.equal(table, expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("with_hidden", [False, True])
+def test_gather_spec_extras(case, with_hidden):
+    source = generator(case)
+    buffers = [
+        torch.rand(20, 1, generator=source),
+        integers(0, 100, (20, 1), source),
+        integers(0, 100, (20,), source).to(torch.int32),
+        torch.rand(20, 8, generator=source) if with_hidden else None,
+    ]
+    indices = integers(0, 20, (int(integers(0, 9, (), source)),), source)
+    gathered = ops.gather_spec_extras(indices, *buffers)
+    for buffer, result in zip(buffers, gathered, strict=True):
+        if buffer is None:
+            assert result is None
+            continue
+        assert result.dtype == buffer.dtype
+        assert result.shape[1:] == buffer.shape[1:]
+        assert result.tolist() == [buffer[i].tolist() for i in indices.tolist()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fill_bonus_tokens(case):
+    source = generator(case)
+    bs, stride = int(integers(1, 9, (), source)), int(integers(1, 9, (), source))
+    accepted = integers(0, 1000, (bs * stride,), source).to(torch.int32)
+    lengths = integers(1, stride + 1, (bs,), source).to(torch.int32)
+    bonus = torch.full((bs,), -1, dtype=torch.int32)
+    ops.fill_bonus_tokens(accepted, lengths, bonus, stride, bs)
+    assert bonus.tolist() == [int(accepted[i * stride + int(lengths[i]) - 1]) for i in range(bs)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_build_chain(case):
+    source = generator(case)
+    bs, n = int(integers(1, 9, (), source)), int(integers(2, 9, (), source))
+    lengths = integers(1, 5000, (bs,), source).to(torch.int32)
+    mask = torch.ones(7, dtype=torch.bool)
+    positions = torch.full((bs * n,), -7)
+    index, following, sibling = (torch.full((bs, n), -7) for _ in range(3))
+    ops.build_chain(
+        torch.empty(0), torch.empty(0), lengths, mask, positions, index, following, sibling,
+        1, n - 1, n, None,
+    )  # fmt: skip
+    for i in range(bs):
+        for j in range(n):
+            assert positions[i * n + j] == lengths[i] + j
+            assert index[i, j] == i * n + j
+            assert following[i, j] == (j + 1 if j + 1 < n else -1)
+            assert sibling[i, j] == -1
+    assert mask.all()
+
+
+def chain_outputs(bs: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """predicts, accept_index and accept_token_num as SGLang allocates them."""
+    return (
+        torch.zeros(bs * n, dtype=torch.int32),
+        torch.full((bs, n), -1, dtype=torch.int32),
+        torch.empty(bs, dtype=torch.int32),
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verify_chain_greedy(case):
+    """A small vocabulary, so that every number of accepted drafts occurs."""
+    source = generator(case)
+    bs, n = int(integers(4, 30, (), source)), int(integers(1, 7, (), source))
+    candidates = integers(0, 2, (bs, n), source)
+    target = integers(0, 2, (bs, n), source)
+    index = torch.arange(bs * n).view(bs, n)
+    predicts, accept_index, accepted = ops.verify_chain_greedy(
+        *chain_outputs(bs, n), candidates, index, None, None, target
+    )
+    assert predicts.tolist() == target.flatten().tolist()
+    for i in range(bs):
+        count = 0
+        while count < n - 1 and candidates[i, count + 1] == target[i, count]:
+            count += 1
+        assert accepted[i] == count
+        rows = [i * n + j for j in range(count + 1)]
+        assert accept_index[i].tolist() == rows + [-1] * (n - 1 - count)
+
+
+# --- where they are installed ---
+
+# Where SGLang defines what each replacement stands for; the last ones are None on a CPU.
+ORIGINALS = {
+    "assign_req_to_token_pool_func": "sglang.srt.mem_cache.allocation",
+    "gather_spec_extras": "sglang.kernels.ops.speculative.gather_spec_extras",
+    "assign_draft_cache_locs_contiguous_func": "sglang.kernels.ops.speculative.cache_locs",
+    "fill_bonus_tokens_func": "sglang.kernels.ops.speculative.eagle",
+    "build_tree_kernel_efficient_func": "sglang.kernels.ops.speculative.spec_tree",
+    "verify_tree_greedy_func": "sglang.kernels.ops.speculative.spec_tree",
+    "tree_speculative_sampling_target_only": "sglang.kernels.ops.speculative.sampling",
+    "chain_speculative_sampling_triton": "sglang.kernels.ops.speculative.reject_sampling",
+    "row_argmax": "sglang.kernels.ops.speculative.row_argmax",
+}
+
+
+def parameters(function) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_a_replacement_takes_what_the_original_takes(name):
+    """Names and order; `gather_spec_extras` is called by position alone and names differ."""
+    (replacement,) = (new for _, old, new in ops._REPLACEMENTS if old == name)
+    original = compat._definitions(ORIGINALS[name])[name]
+    if name == "gather_spec_extras":
+        assert len(parameters(replacement)) == len(original)
+    else:
+        assert parameters(replacement) == original
+
+
+@pytest.mark.parametrize("name", ["top_k_renorm_prob", "top_p_renorm_prob"])
+def test_the_renormalizations_are_called_with_two_arguments(name):
+    """`eagle_sample` gives (probabilities, limits) by position."""
+    (replacement,) = (new for _, old, new in ops._REPLACEMENTS if old == name)
+    assert len(parameters(replacement)) == 2
+
+
+def test_the_platform_function_takes_what_sglang_gives_it():
+    given = compat._definitions("sglang.kernels.ops.speculative.cache_locs")
+    inspect.signature(ops.assign_extend_cache_locs).bind(
+        **dict.fromkeys(given["assign_extend_cache_locs_func"])
+    )
+
+
+def test_every_replacement_has_a_test_above():
+    names = {name for _, name, _ in ops._REPLACEMENTS}
+    assert names == {*ORIGINALS, "top_k_renorm_prob", "top_p_renorm_prob"}
+
+
+@pytest.fixture
+def restored(monkeypatch) -> pytest.MonkeyPatch:
+    """Puts back, after the test, everything that `install` sets."""
+    from sglang.srt.speculative import spec_utils
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    for module, name, _ in ops._REPLACEMENTS:
+        monkeypatch.setattr(f"{module}.{name}", getattr(importlib.import_module(module), name))
+    for name in ("create_decode_backend", "create_draft_extend_backend"):
+        monkeypatch.setattr(DraftBackendFactory, name, getattr(DraftBackendFactory, name))
+    name = "_select_top_k_tokens_later"
+    monkeypatch.setattr(spec_utils, name, getattr(spec_utils, name))
+    return monkeypatch
+
+
+def test_install(restored):
+    from sglang.srt.speculative import spec_utils
+
+    unrelated = ModuleType("unrelated")
+    unrelated.nothing = None
+    restored.setitem(importlib.sys.modules, "unrelated", unrelated)
+
+    ops.install()
+    once = spec_utils._select_top_k_tokens_later
+    ops.install()
+
+    for module, name, replacement in ops._REPLACEMENTS:
+        assert getattr(importlib.import_module(module), name) is replacement
+    assert unrelated.nothing is None  # SGLang's hook registry would have replaced it
+    assert spec_utils._select_top_k_tokens_later is once
+    assert not hasattr(once, "_torchdynamo_orig_callable")
+
+
+def test_eager_token_selection_follows_a_chain(restored):
+    """Nothing is compiled: a serving machine need not have a C++ compiler."""
+    from sglang.srt.speculative import spec_utils
+
+    ops.install()
+    hidden = torch.arange(6.0).view(3, 2)
+    tokens, states, scores, _ = spec_utils.select_top_k_tokens(
+        1, torch.full((3, 1), 0.5), torch.tensor([[7], [8], [9]]), hidden, torch.ones(3, 1), 1
+    )
+    assert tokens.tolist() == [7, 8, 9]
+    assert torch.equal(states, hidden)
+    assert scores.flatten().tolist() == [0.5] * 3
+
+
+def test_draft_backends(restored):
+    from types import SimpleNamespace
+
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    ops.install()
+    runner = SimpleNamespace(
+        req_to_token_pool=None,
+        token_to_kv_pool=None,
+        model_config=SimpleNamespace(context_len=8),
+    )
+    factory = object.__new__(DraftBackendFactory)
+    factory.draft_model_runner = runner
+    factory.speculative_num_steps = 4
+    chain = factory.create_decode_backend()
+    assert isinstance(chain, attention.CpuChainAttnBackend)
+    assert [backend.draft_step for backend in chain.attn_backends] == [0, 1, 2]
+    extend = factory.create_draft_extend_backend()
+    assert isinstance(extend, attention.CpuAttnBackend)
+    assert extend.draft_step is None
+    factory.speculative_num_steps = 1  # the one draft comes from the draft-extend pass
+    assert factory.create_decode_backend() is None
+
+
+def test_the_kv_pool_moves_slots_without_triton():
+    """Two layers; slots moved onto others, one of them read and written."""
+    pool = kv_pool.CpuMHATokenToKVPool(
+        size=16,
+        page_size=1,
+        dtype=torch.float32,
+        head_num=2,
+        head_dim=4,
+        layer_num=2,
+        device="cpu",
+        enable_memory_saver=False,
+        enable_kv_cache_copy=True,
+    )
+    source = generator(0)
+    before = []
+    for layer in range(2):
+        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
+            buffer.copy_(torch.rand(buffer.shape, generator=source))
+            before.append(buffer.clone())
+    target, origin = torch.tensor([3, 5, 9]), torch.tensor([5, 7, 1])
+    pool.move_kv_cache(target, origin)
+    after = [
+        buffer
+        for layer in range(2)
+        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer))
+    ]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(new[target], old[origin])
+        others = [slot for slot in range(len(old)) if slot not in (3, 5, 9)]
+        assert torch.equal(new[others], old[others])
