@@ -12,19 +12,24 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import httpx
 
 from fastmtp_benchmarks.records import SpecCounters
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.servers.http_client import async_client
-
-_FIRST_PAUSE = 0.5  # seconds, doubled with every retry
-_RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+from fastmtp_sglang.servers.http_client import (
+    FIRST_PAUSE,
+    AsyncSession,
+    async_events,
+    json_object,
+    may_pass,
+    pause_before,
+    refuse_misconfigured,
+    words,
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ class AnswerFailedError(Exception):
         self.again = again
 
 
-class Endpoint(ABC):
-    """An async context manager that holds the connections to one server.
+class Endpoint(AsyncSession, ABC):
+    """The connections to one server.
 
     `timeout` is the seconds that one answer may take, `retries` how often a failed request is sent
     again. `flag` is what errors name: the option that gave the URL.
@@ -88,30 +93,15 @@ class Endpoint(ABC):
         api_key: str | None = None,
         timeout: float = 600.0,
         retries: int = 2,
-        pause: float = _FIRST_PAUSE,
+        pause: float = FIRST_PAUSE,
         flag: str = "--endpoint",
     ) -> None:
+        super().__init__(api_key, timeout)
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._retries = retries
         self._pause = pause
         self._flag = flag
-        self._client = async_client(api_key, timeout)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Drop the connections."""
-        await self._client.aclose()
 
     @abstractmethod
     def _request(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> dict[str, Any]:
@@ -157,12 +147,11 @@ class Endpoint(ABC):
             except AnswerFailedError as error:
                 problem = error
             except httpx.HTTPError as error:
-                words = f"{type(error).__name__}: {error}".rstrip(": ")
-                problem = AnswerFailedError(words, again=True)
+                problem = AnswerFailedError(words(error), again=True)
             if not problem.again:
                 break
             if attempt <= self._retries:
-                await asyncio.sleep(self._pause * 2 ** (attempt - 1))
+                await asyncio.sleep(pause_before(attempt, self._pause))
         return Answer(prompt_digest=digest, attempts=attempt, error=str(problem))
 
     async def _stream(self, body: dict[str, Any], answer: Answer) -> None:
@@ -173,9 +162,9 @@ class Endpoint(ABC):
                 self._refuse_misconfigured(response)
                 raise AnswerFailedError(
                     f"HTTP {response.status_code}: {response.text[:300]}",
-                    again=response.status_code in _RETRIED_STATUS,
+                    again=may_pass(response.status_code),
                 )
-            async for data in events(response.aiter_bytes()):
+            async for data in async_events(response.aiter_bytes()):
                 seconds = time.perf_counter() - sent
                 if data == "[DONE]":
                     break
@@ -202,45 +191,18 @@ class Endpoint(ABC):
             response = await self._client.get(f"{self.url}{path}", timeout=30.0)
         except httpx.HTTPError as error:
             raise FastMTPError(
-                f"{self._flag} {self.url}: no answer ({type(error).__name__}: {error}): start the "
-                "server, or correct the URL"
+                f"{self._flag} {self.url}: no answer ({words(error)}): start the server, or "
+                "correct the URL"
             ) from error
         if response.status_code in (401, 403):
             self._refuse_misconfigured(response)
         return response if response.status_code == 200 else None
 
+    async def _get_object(self, path: str) -> dict[str, Any] | None:
+        """As `_get`, of a JSON object."""
+        response = await self._get(path)
+        return None if response is None else json_object(response, self.url, self._flag)
+
     def _refuse_misconfigured(self, response: httpx.Response) -> None:
-        if response.status_code in (401, 403):
-            raise FastMTPError(
-                f"--api-key: {self.url} refuses it (HTTP {response.status_code}): give the key "
-                "that the server was started with"
-            )
-        if response.status_code in (404, 405):
-            raise FastMTPError(
-                f"{self._flag} {self.url}: has no {response.request.url.path} (HTTP "
-                f"{response.status_code}: {response.text[:200]}): give another --api, or the URL "
-                "of a server that has it"
-            )
-
-
-async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    """Yield the data of server-sent events; comments and other fields are passed over.
-
-    Lines end in "\\n" or "\\r\\n" alone: a library's `splitlines` would also break a JSON string at
-    U+2028 or U+0085, which servers send unescaped.
-    """
-    rest = b""
-    data: list[str] = []
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" ").decode(errors="replace"))
-            elif not line and data:
-                yield "\n".join(data)
-                data = []
-    if rest.startswith(b"data:"):
-        data.append(rest[5:].strip().decode(errors="replace"))
-    if data:
-        yield "\n".join(data)
+        way_out = "give another --api, or the URL of a server that has it"
+        refuse_misconfigured(response, self.url, self._flag, way_out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from fastmtp_sglang.files.atomic import write_json
 
 _PACKAGES = ("fastmtp-sglang", "sglang", "torch", "triton", "transformers")
 
@@ -40,10 +41,7 @@ def environment() -> dict[str, Any]:
 
 def save(result: dict[str, Any], path: Path, command: str) -> None:
     """Write `result` with the environment and the command that gave it, atomically, as JSON."""
-    text = json.dumps({"command": command, "environment": environment(), **result}, indent=2)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    write_json(path, {"command": command, "environment": environment(), **result})
 
 
 def _commit() -> str | None:

@@ -58,18 +58,17 @@ class NativeEndpoint(Endpoint):
 
     async def model_info(self) -> dict[str, Any] | None:
         """Return SGLang's /model_info, None when the server has none and so is no SGLang."""
-        response = await self._get("/model_info")
-        return None if response is None else response.json()
+        return await self._get_object("/model_info")
 
     async def describe(self) -> dict[str, Any]:
         """Return version, model, and the resolved arguments that figures depend on."""
-        response = await self._get("/server_info")
-        if response is None:
+        info = await self._get_object("/server_info")
+        if info is None:
             raise FastMTPError(
                 f"{self._flag} {self.url}: has no /server_info, so it is no SGLang server: give "
                 "--api openai"
             )
-        return {"api": self.kind} | told_by_sglang(response.json())
+        return {"api": self.kind} | told_by_sglang(info)
 
     async def flush(self) -> bool:
         """Empty the radix cache, which works only while no request runs."""

@@ -39,8 +39,7 @@ class OpenAIEndpoint(Endpoint):
 
     async def describe(self) -> dict[str, Any]:
         """Return the served model and the server's name, which later requests depend on."""
-        response = await self._get("/v1/models")
-        models = [] if response is None else response.json().get("data") or []
+        models = (await self._get_object("/v1/models") or {}).get("data")
         if not models:
             raise FastMTPError(
                 f"{self._flag} {self.url}: /v1/models names no model, so it is no OpenAI-"
@@ -50,10 +49,10 @@ class OpenAIEndpoint(Endpoint):
         self._server = str(models[0].get("owned_by") or "").lower()
         told = {"api": self.kind, "model_path": self._model, "server": self._server}
         # What the server is beside the protocol, where it is one that is known to say it.
-        if self._server == "sglang" and (info := await self._get("/server_info")) is not None:
-            return told_by_sglang(info.json()) | told
-        if self._server == "vllm" and (version := await self._get("/version")) is not None:
-            return told | version.json()
+        if self._server == "sglang" and (info := await self._get_object("/server_info")):
+            return told_by_sglang(info) | told
+        if self._server == "vllm" and (version := await self._get_object("/version")):
+            return told | version
         return told
 
     async def flush(self) -> bool:

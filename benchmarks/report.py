@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 from fastmtp_benchmarks.bootstrap import Interval
 from fastmtp_benchmarks.plots import draw_all
 from fastmtp_benchmarks.rows import Row, make_row
-from fastmtp_benchmarks.store import Cell, Store, ordered, write
+from fastmtp_benchmarks.store import Cell, Store, ordered
+from fastmtp_sglang.files.atomic import write_atomically, write_json
 
 MEAN = "mean"
 _NOTHING = "-"
@@ -73,8 +73,9 @@ def write_report(
         "rows": [row.model_dump(mode="json") for row in rows],
         "means": means(rows),
     }
-    write(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write(directory / "report.md", markdown(rows, newest.info.environment, command, repeats))
+    write_json(directory / "summary.json", summary)
+    text = markdown(rows, newest.info.environment, command, repeats)
+    write_atomically(directory / "report.md", text.encode())
     if plots:
         draw_all(rows, directory / "plots")
     return rows

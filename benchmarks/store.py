@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastmtp_benchmarks.records import Record, SpecCounters
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.atomic import write_atomically, write_json
 
 
 class CellInfo(BaseModel):
@@ -94,8 +95,9 @@ class Store:
         marker = self._requests / f"{name}.json"
         marker.unlink(missing_ok=True)
         lines = (record.model_dump_json(exclude_defaults=True) for record in cell.records)
-        write(self._requests / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
-        write(marker, cell.info.model_dump_json(indent=2) + "\n")
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomically(self._requests / f"{name}.jsonl", text.encode())
+        write_json(marker, cell.info.model_dump(mode="json"))
 
     def cells(self) -> list[Cell]:
         """Read all finished cells, the earliest measured first.
@@ -127,10 +129,3 @@ def ordered(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """Return `found` without repetitions: the wanted ones in their order, then the others."""
     unique = dict.fromkeys(found)
     return [name for name in wanted if name in unique] + [n for n in unique if n not in wanted]
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -1,18 +1,24 @@
 """`fastmtp bench`: speed, acceptance and identity of configurations on tasks, with a report.
 
 Also `fastmtp bench sweep` (K, vocabulary, load) and `fastmtp bench compare A B`. The work is done
-by `fastmtp_benchmarks`, which is imported when a command runs.
+by `fastmtp_benchmarks`, which is imported when a command runs; the options of the first two are
+`fastmtp_benchmarks.options`.
 """
 
+import functools
+import inspect
 import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from fastmtp_benchmarks.options import Options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,80 +40,34 @@ class Api(StrEnum):
     OPENAI = "openai"
 
 
-Output = Annotated[
-    Path | None, typer.Option(help="Directory to fill; the same command goes on where it stopped.")
-]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="[NAME=]SOURCE",
-        help='.jsonl of {"id","task","system"?,"turns"}, .json (ShareGPT too), a directory of '
-        ".jsonl, hub:TASK of the paper, or datasets:NAME[?config=C&split=S&column=F]. Repeatable.",
-    ),
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="INxOUT", help="Throughput task of so many prompt and output tokens. Repeatable."
-    ),
-]
-ShapeText = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SOURCE", help="Text that --shape cuts prompts from. Default: --task."),
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Conversations per task. Default: all.")]
-Concurrency = Annotated[
-    str | None, typer.Option(metavar="N,N,...", help="Conversations in flight. Default: 1.")
-]
-Rate = Annotated[
-    str | None, typer.Option(metavar="R,R,...", help="Poisson arrivals per second instead.")
-]
-Temperature = Annotated[float, typer.Option(min=0, help="0: greedy, and answers are compared.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="With a temperature.")]
-TopK = Annotated[int, typer.Option(min=-1, help="With a temperature; -1: all tokens.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
-OutputLength = Annotated[
-    int | None, typer.Option(min=1, help="Exactly so many tokens, whatever the model says.")
-]
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds that an answer may take.")]
-TimeLimit = Annotated[
-    float | None, typer.Option(min=1, help="Seconds per measurement until no conversation begins.")
-]
-Retries = Annotated[int, typer.Option(min=0, help="Times that a failed request is sent again.")]
-Seed = Annotated[int, typer.Option(help="Of the arrival times.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Runs; of each conversation the fastest counts.")]
-Rerun = Annotated[bool, typer.Option("--rerun", help="Measure again what is finished.")]
-SideBySide = Annotated[
-    bool,
-    typer.Option(
-        "--side-by-side",
-        help="Keep all servers running and take turns at each task, for a machine whose speed "
-        "wanders. They need the memory together, and --sleep-on-idle.",
-    ),
-]
-ModelName = Annotated[str, typer.Option(help="Model directory, Hugging Face name, or smollm2.")]
-Draft = Annotated[
-    str | None, typer.Option(help="Head directory. Default: the model's own; embedded for smollm2.")
-]
-SglangFlags = Annotated[
-    str, typer.Option(metavar="FLAGS", help="Flags of `sglang serve`, for every configuration.")
-]
-ApiKey = Annotated[
-    str | None, typer.Option(envvar="FASTMTP_API_KEY", help="Key that the servers ask for.")
-]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Directory or name. Default: the served model's.")
-]
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make of the parameter `options`, the last one, an option a field of `Options`."""
+    *own, _ = inspect.signature(command).parameters.values()
+    hints = get_type_hints(Options, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Options)
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = Options(**{option.name: given.pop(option.name) for option in shared})
+        command(**given, options=options)
+
+    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+    return run
 
 
 @app.callback()
+@_with_options
 def bench(
     context: typer.Context,
-    output: Output = None,
-    task: Tasks = None,
-    shape: Shapes = None,
-    shape_text: ShapeText = None,
-    limit: Limit = None,
     configuration: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,34 +85,17 @@ def bench(
     api: Annotated[
         Api, typer.Option(help="Of endpoints: SGLang's /generate, or /v1/chat/completions.")
     ] = Api.AUTO,
-    api_key: ApiKey = None,
     baseline: Annotated[
         str, typer.Option(help="Configuration that speedups compare with.")
     ] = "baseline",
-    model: ModelName = "smollm2",
-    draft: Draft = None,
     num_steps: Annotated[
         int | None, typer.Option(min=1, help="Tokens drafted per step (K). Default: 3.")
     ] = None,
     vocabulary: Annotated[
         Path | None, typer.Option(help="Draft vocabulary of fastmtp+vocab.")
     ] = None,
-    sglang_flags: SglangFlags = "",
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = -1,
-    max_new_tokens: MaxNewTokens = 1024,
-    output_length: OutputLength = None,
-    timeout: Timeout = 600.0,
-    time_limit: TimeLimit = None,
-    retries: Retries = 2,
-    seed: Seed = 0,
-    repeats: Repeats = 1,
-    rerun: Rerun = False,
-    side_by_side: SideBySide = False,
-    tokenizer: Tokenizer = None,
+    *,
+    options: Options,
 ) -> None:
     """Measure configurations on tasks and write a report.
 
@@ -161,26 +104,26 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from fastmtp_benchmarks.configurations import make_configurations, parse_endpoints
-    from fastmtp_benchmarks.options import Options, make_model, refuse_with_endpoint
+    from fastmtp_benchmarks.planning import make_model, make_plan, refuse_with_endpoint
 
-    options = Options.of(locals())
     console = _console()
     if endpoint:
         refuse_with_endpoint(
             {
                 "--configuration": configuration,
-                "--draft": draft,
+                "--draft": options.draft,
                 "--num-steps": num_steps,
                 "--vocabulary": vocabulary,
-                "--sglang-flags": sglang_flags,
+                "--sglang-flags": options.sglang_flags,
             }
         )
         found = parse_endpoints(endpoint)
-        plan = options.plan(None, lambda _: found, baseline=baseline, api=api.value)
+        plan = make_plan(options, None, lambda _: found, baseline=baseline, api=api.value)
     else:
-        served = make_model(model, draft, num_steps, vocabulary, sglang_flags)
+        served = make_model(options, num_steps, vocabulary)
         names = configuration or ["baseline", "fastmtp"]
-        plan = options.plan(
+        plan = make_plan(
+            options,
             served,
             lambda directory: make_configurations(names, served, directory, _say(console)),
             baseline=baseline,
@@ -189,46 +132,25 @@ def bench(
 
 
 @app.command()
+@_with_options
 def sweep(
-    output: Output = None,
-    task: Tasks = None,
-    shape: Shapes = None,
-    shape_text: ShapeText = None,
-    limit: Limit = None,
-    model: ModelName = "smollm2",
-    draft: Draft = None,
     num_steps: Annotated[str, typer.Option(metavar="K,K,...", help="Values of K.")] = "1,2,3",
     vocabulary: Annotated[
         list[str] | None,
         typer.Option(help='Draft vocabulary file, or "full". Repeatable. Default: full.'),
     ] = None,
-    sglang_flags: SglangFlags = "",
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = -1,
-    max_new_tokens: MaxNewTokens = 1024,
-    output_length: OutputLength = None,
-    timeout: Timeout = 600.0,
-    time_limit: TimeLimit = None,
-    retries: Retries = 2,
-    seed: Seed = 0,
-    repeats: Repeats = 1,
-    rerun: Rerun = False,
-    side_by_side: SideBySide = False,
-    tokenizer: Tokenizer = None,
-    api_key: ApiKey = None,
+    *,
+    options: Options,
 ) -> None:
     """Measure FASTMTP at every K and draft vocabulary against the baseline."""
-    from fastmtp_benchmarks.options import Options, make_model, numbers
+    from fastmtp_benchmarks.planning import make_model, make_plan, numbers
     from fastmtp_benchmarks.sweep import FULL, sweep_configurations
 
-    options = Options.of(locals())
     console = _console()
     steps = numbers("--num-steps", num_steps, int)
-    served = make_model(model, draft, None, None, sglang_flags)
-    plan = options.plan(
+    served = make_model(options, None, None)
+    plan = make_plan(
+        options,
         served,
         lambda directory: sweep_configurations(
             served, steps, vocabulary or [FULL], directory, _say(console)

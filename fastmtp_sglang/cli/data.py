@@ -1,7 +1,6 @@
 """`fastmtp data`: prepare distillation data for training."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +88,7 @@ def clean(
     from fastmtp_sglang.distill.language_mix import language_mix, language_table
     from fastmtp_sglang.distill.quality import Limits
     from fastmtp_sglang.distill.records import read_records, record_files
-    from fastmtp_sglang.files.atomic import write_atomically
+    from fastmtp_sglang.files.atomic import write_json
 
     files = record_files(inputs)
     if output.resolve() in [file.resolve() for file in files]:
@@ -129,8 +128,7 @@ def clean(
         "seed": seed,
     }
     report_path = output.with_suffix(".report.json")
-    text = json.dumps(summary, indent=1, ensure_ascii=False)
-    write_atomically(report_path, text.encode("utf-8", "replace"))
+    write_json(report_path, summary)
     _say(console, f"wrote {output} and {report_path}")
 
 

@@ -185,7 +185,7 @@ def build(
 
     from rich.console import Console
 
-    from fastmtp_sglang.files.atomic import write_atomically
+    from fastmtp_sglang.files.atomic import write_json
     from fastmtp_sglang.vocabulary import builder
     from fastmtp_sglang.vocabulary.report import plot_report, require_matplotlib
     from fastmtp_sglang.vocabulary.sources import open_source
@@ -217,7 +217,7 @@ def build(
     _print_sizes(console, result.report)
     for note in result.notes:
         _say(console, f"note: {note}")
-    write_atomically(report_path, json.dumps(result.report, indent=1).encode())
+    write_json(report_path, result.report)
     _say(console, f"wrote {report_path}")
     if plot:
         plot_report(result.report, report_path.with_suffix(".png"))

@@ -8,8 +8,6 @@ later one's conversations get the prefix `run2/`.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from fastmtp_sglang.distill.mixing import draw
 from fastmtp_sglang.distill.quality import Limits, problem
 from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.atomic import replacing
 
 _EXAMPLES = 5
 NEAR_DUPLICATE = "near duplicate"
@@ -247,19 +246,10 @@ def _mixed(entries: list[_Entry], options: CleanOptions, report: CleanReport) ->
 
 def _write(files: Sequence[Path], entries: Sequence[_Entry], output: Path) -> None:
     """Copy the lines of `entries`; `output` appears whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            os.fchmod(out.fileno(), 0o644)
-            for number, path in enumerate(files):
-                with path.open("rb") as file:
-                    _copy(file, [entry for entry in entries if entry.file == number], out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, output)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(output) as out:
+        for number, path in enumerate(files):
+            with path.open("rb") as file:
+                _copy(file, [entry for entry in entries if entry.file == number], out)
 
 
 def _copy(file: BinaryIO, entries: Sequence[_Entry], out: BinaryIO) -> None:

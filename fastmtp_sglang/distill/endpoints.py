@@ -8,20 +8,25 @@ not give it is left out for the rest of the run, else the request has failed. Wh
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from fastmtp_sglang.distill.records import FinishReason
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.servers.http_client import async_client
+from fastmtp_sglang.servers.http_client import (
+    FIRST_PAUSE,
+    AsyncSession,
+    json_object,
+    may_pass,
+    pause_before,
+    refuse_misconfigured,
+    words,
+)
 
-_FIRST_PAUSE = 0.5  # seconds, doubled with every retry
-_LONGEST_PAUSE = 30.0
+_FLAG = "--endpoint"
 # What says nothing about the request: a server that restarts, a queue that is full.
 _NOT_THE_REQUEST = (httpx.ConnectError.__name__, "HTTP 429", "HTTP 503")
 _MAX_ROUNDS = 20
@@ -47,8 +52,8 @@ class _Endpoint:
     in_flight: int = 0
 
 
-class EndpointPool:
-    """A set of endpoints; an async context manager that holds their connections.
+class EndpointPool(AsyncSession):
+    """The connections to a set of endpoints.
 
     `retries` is how often one request is tried again at one endpoint, `timeout` the seconds that an
     answer may take. `say` gets lines for people.
@@ -62,24 +67,13 @@ class EndpointPool:
         retries: int,
         timeout: float,
         say: Callable[[str], None],
-        pause: float = _FIRST_PAUSE,
+        pause: float = FIRST_PAUSE,
     ) -> None:
+        super().__init__(api_key, timeout)
         self._endpoints = [_Endpoint(url.rstrip("/")) for url in urls]
         self._retries = retries
         self._pause = pause
         self._say = say
-        self._client = async_client(api_key, timeout)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._client.aclose()
 
     async def describe(self) -> list[dict[str, Any]]:
         """Return what each endpoint that answers says of itself; drops the others.
@@ -91,7 +85,7 @@ class EndpointPool:
             try:
                 described.append(await self._get(endpoint, "/server_info"))
             except httpx.TransportError as error:
-                self._drop(endpoint, _words(error))
+                self._drop(endpoint, words(error))
         return described
 
     async def generate(self, input_ids: list[int], sampling: dict[str, Any]) -> Generation:
@@ -122,8 +116,7 @@ class EndpointPool:
                 else:  # it answers others: the request is to blame
                     raise RequestFailedError(f"{tried} times {problem}")
                 continue
-            pause = min(_LONGEST_PAUSE, self._pause * 2 ** (tried - 1))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause_before(tried, self._pause))
 
     async def _post(
         self, endpoint: _Endpoint, body: dict[str, Any]
@@ -132,13 +125,13 @@ class EndpointPool:
         try:
             response = await self._client.post(f"{endpoint.url}/generate", json=body)
         except httpx.TransportError as error:
-            return None, _words(error)
-        if response.status_code == 429 or response.status_code >= 500:
+            return None, words(error)
+        if may_pass(response.status_code):
             return None, f"HTTP {response.status_code}: {response.text[:200]}"
         _refuse_misconfigured(endpoint.url, response)
         if response.status_code != 200:
             raise RequestFailedError(f"HTTP {response.status_code}: {response.text[:300]}")
-        content = _json(endpoint.url, response)
+        content = json_object(response, endpoint.url, _FLAG)
         reason = (content.get("meta_info") or {}).get("finish_reason") or {}
         if reason.get("type") == "abort":
             message = f"aborted: {reason.get('message')}"
@@ -161,16 +154,16 @@ class EndpointPool:
         _refuse_misconfigured(endpoint.url, response)
         if response.status_code != 200:
             raise FastMTPError(
-                f"--endpoint {endpoint.url}: {path} gives HTTP {response.status_code}: "
+                f"{_FLAG} {endpoint.url}: {path} gives HTTP {response.status_code}: "
                 f"{response.text[:200]}"
             )
-        return _json(endpoint.url, response)
+        return json_object(response, endpoint.url, _FLAG)
 
     def _choose(self) -> _Endpoint:
         alive = [endpoint for endpoint in self._endpoints if endpoint.alive]
         if not alive:
             raise FastMTPError(
-                f"--endpoint {', '.join(endpoint.url for endpoint in self._endpoints)}: none "
+                f"{_FLAG} {', '.join(endpoint.url for endpoint in self._endpoints)}: none "
                 "answers any more; what is answered is kept: start a server and run the same "
                 "command again to go on"
             )
@@ -184,31 +177,9 @@ class EndpointPool:
         self._choose()
 
 
-def _words(error: httpx.TransportError) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
 def _refuse_misconfigured(url: str, response: httpx.Response) -> None:
-    if response.status_code in (401, 403):
-        raise FastMTPError(
-            f"--api-key: {url} refuses it (HTTP {response.status_code}): give the key that the "
-            "server was started with"
-        )
-    if response.status_code in (404, 405):
-        raise FastMTPError(
-            f"--endpoint {url}: has no {response.request.url.path}, so it is no SGLang server: "
-            "give the base URL of one, such as http://127.0.0.1:30000"
-        )
-
-
-def _json(url: str, response: httpx.Response) -> dict[str, Any]:
-    try:
-        content = response.json()
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise FastMTPError(f"--endpoint {url}: answers {response.text[:100]!r}, not a JSON object")
-    return content
+    way_out = "it is no SGLang server; give the base URL of one, such as http://127.0.0.1:30000"
+    refuse_misconfigured(response, url, _FLAG, way_out)
 
 
 def _generation(url: str, content: dict[str, Any], input_ids: list[int]) -> Generation:
@@ -216,12 +187,12 @@ def _generation(url: str, content: dict[str, Any], input_ids: list[int]) -> Gene
     ids, reason = content.get("output_ids"), meta.get("finish_reason") or {}
     if not isinstance(ids, list) or reason.get("type") not in ("stop", "length"):
         raise FastMTPError(
-            f"--endpoint {url}: its answer has no output_ids or finish reason: give an SGLang "
+            f"{_FLAG} {url}: its answer has no output_ids or finish reason: give an SGLang "
             "server of version 0.5 or later"
         )
     if meta.get("prompt_tokens") != len(input_ids):
         raise FastMTPError(
-            f"--endpoint {url}: read {meta.get('prompt_tokens')} prompt tokens where "
+            f"{_FLAG} {url}: read {meta.get('prompt_tokens')} prompt tokens where "
             f"{len(input_ids)} were sent, so what it answers is not known: use a server that takes "
             "input_ids as they are"
         )

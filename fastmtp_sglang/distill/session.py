@@ -22,7 +22,7 @@ from fastmtp_sglang.distill.settings import Settings
 from fastmtp_sglang.distill.store import Store
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
-from fastmtp_sglang.servers import launch
+from fastmtp_sglang.servers import http_client, launch
 from fastmtp_sglang.servers.server_process import ServerProcess, launch_prefix
 from fastmtp_sglang.vocabulary.target import Target
 
@@ -148,10 +148,9 @@ def check_tokenizers(
 
     Those that do not answer are left to the pool. Raises FastMTPError.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     expected = target.encode(_PROBE)
     body = {"prompt": _PROBE, "add_special_tokens": False}
-    with httpx.Client(headers=headers, trust_env=False, timeout=30) as client:
+    with http_client.client(api_key, timeout=30) as client:
         for url in urls:
             try:
                 response = client.post(f"{url.rstrip('/')}/tokenize", json=body)

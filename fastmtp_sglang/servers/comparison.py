@@ -8,13 +8,14 @@ drafts / verifications, from SGLang's raw counters over all answers of a server:
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.servers import http_client
 
 # A first request may wait for lazily built state; no answer of ours takes minutes.
 _TIMEOUT_SECONDS = 300.0
@@ -47,9 +48,8 @@ def ask(
     }
     began = time.perf_counter()
     try:
-        # trust_env: a proxy of the environment cannot reach this machine's loopback.
         with (
-            httpx.Client(trust_env=False, timeout=_TIMEOUT_SECONDS) as client,
+            http_client.client(None, _TIMEOUT_SECONDS) as client,
             client.stream("POST", f"{url}/generate", json=body) as response,
         ):
             if response.status_code != 200:
@@ -73,10 +73,10 @@ def _follow(response: httpx.Response, on_text: Callable[[str], None]) -> dict[st
     """Hand on the new text of each event; return the last event, which holds the whole answer."""
     final: dict[str, Any] | None = None
     shown = 0
-    for line in _lines(response):
-        if not line.startswith(b"data: ") or line == b"data: [DONE]":
-            continue
-        final = json.loads(line.removeprefix(b"data: "))
+    for data in http_client.events(response.iter_bytes()):
+        if data == "[DONE]":
+            break
+        final = json.loads(data)
         if "error" in final:
             raise FastMTPError(f"{response.url} failed while streaming: {final['error']}")
         on_text(final["text"][shown:])
@@ -84,15 +84,6 @@ def _follow(response: httpx.Response, on_text: Callable[[str], None]) -> dict[st
     if final is None:
         raise FastMTPError(f"{response.url} streamed no answer")
     return final
-
-
-def _lines(response: httpx.Response) -> Iterator[bytes]:
-    """Yield lines as server-sent events end them; httpx also cuts at U+2028, which texts hold."""
-    rest = b""
-    for piece in response.iter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from (line.rstrip(b"\r") for line in lines)
-    yield rest
 
 
 def acceptance_length(answers: Sequence[Answer]) -> float | None:

@@ -26,6 +26,7 @@ from typing import Self
 import httpx
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.servers import http_client
 
 # Called about twice a second during the start with the seconds passed and the log's last line.
 OnWait = Callable[[float, str], None]
@@ -195,9 +196,8 @@ class ServerProcess:
 
     def _await_health(self) -> None:
         began = time.monotonic()
-        with httpx.Client(
-            trust_env=False
-        ) as client:  # a proxy of the environment cannot reach loopback
+        # SGLang answers after generating one token, which takes it a second at least.
+        with http_client.client(None, timeout=30) as client:
             while not self._healthy(client):
                 self.check_alive()
                 waited = time.monotonic() - began
@@ -211,8 +211,7 @@ class ServerProcess:
 
     def _healthy(self, client: httpx.Client) -> bool:
         try:
-            # SGLang answers after generating one token, which takes it a second at least.
-            return client.get(f"{self.url}/health", timeout=30).status_code == 200
+            return client.get(f"{self.url}/health").status_code == 200
         except httpx.TransportError:
             return False
 

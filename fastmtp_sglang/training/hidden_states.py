@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.files.atomic import write_atomically
+from fastmtp_sglang.files.atomic import write_atomically, write_json
 from fastmtp_sglang.training.packing import Document
 from fastmtp_sglang.training.target import FrozenTarget
 
@@ -141,5 +141,4 @@ def _read_manifest(folder: Path) -> dict[str, str]:
 
 
 def _write_manifest(folder: Path, sums: dict[str, str]) -> None:
-    content = json.dumps({"format": "fastmtp-hidden-states", "sha256": sums}, indent=2)
-    write_atomically(folder / _MANIFEST, f"{content}\n".encode())
+    write_json(folder / _MANIFEST, {"format": "fastmtp-hidden-states", "sha256": sums})

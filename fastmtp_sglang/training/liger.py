@@ -12,7 +12,7 @@ import torch
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.training.config import LossSection
-from fastmtp_sglang.training.loss import ChainLoss, LossWeights, OutputLayer, chain_loss
+from fastmtp_sglang.training.loss import ChainLoss, Labels, LossWeights, OutputLayer, chain_loss
 
 
 def choose_loss(section: LossSection, device: torch.device) -> tuple[ChainLoss, str]:
@@ -37,26 +37,21 @@ def choose_loss(section: LossSection, device: torch.device) -> tuple[ChainLoss, 
 
 
 def liger_chain_loss(
-    states: torch.Tensor,
-    label_rows: torch.Tensor,
-    label_ids: torch.Tensor,
-    target_states: torch.Tensor | None,
-    output: OutputLayer,
-    weights: LossWeights,
+    states: torch.Tensor, labels: Labels, output: OutputLayer, weights: LossWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `loss.chain_loss`; `weights.kl` is 0 and `target_states` not read."""
+    """As `loss.chain_loss`; `weights.kl` is 0 and `labels.target_states` not read."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     fused = LigerFusedLinearCrossEntropyLoss(reduction="sum", return_predicted_tokens=True)
     sums, correct = [], []
-    for step_states, rows in zip(states, label_rows, strict=True):
+    for step_states, rows in zip(states, labels.rows, strict=True):
         chosen = rows >= 0
-        labels = label_ids[chosen]
-        if not len(labels):
+        ids = labels.ids[chosen]
+        if not len(ids):
             sums.append(step_states.sum() * 0)
-            correct.append(labels.sum())
+            correct.append(ids.sum())
             continue
-        result = fused(output.weight, step_states[rows[chosen]].to(output.weight.dtype), labels)
+        result = fused(output.weight, step_states[rows[chosen]].to(output.weight.dtype), ids)
         sums.append(weights.cross_entropy * result.loss)
-        correct.append((result.predicted_tokens == labels).sum())
+        correct.append((result.predicted_tokens == ids).sum())
     return torch.stack(sums).float(), torch.stack(correct)

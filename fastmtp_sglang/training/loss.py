@@ -76,10 +76,24 @@ class LossWeights:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What the chains of a batch are to draft.
+
+    Attributes:
+        rows: int64 [K, L], anchor whose step k predicts the label, or -1 for none.
+        ids: int64 [L], rows of the output layer; none is -1.
+        target_states: [L, D], the target's hidden states that predict the labels; only for KL.
+    """
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    target_states: torch.Tensor | None = None
+
+
 # The signature of `chain_loss`.
 ChainLoss = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, OutputLayer, LossWeights],
-    tuple[torch.Tensor, torch.Tensor],
+    [torch.Tensor, Labels, OutputLayer, LossWeights], tuple[torch.Tensor, torch.Tensor]
 ]
 
 
@@ -90,20 +104,13 @@ def step_weights(beta: float, num_steps: int) -> torch.Tensor:
 
 
 def chain_loss(
-    states: torch.Tensor,
-    label_rows: torch.Tensor,
-    label_ids: torch.Tensor,
-    target_states: torch.Tensor | None,
-    output: OutputLayer,
-    weights: LossWeights,
+    states: torch.Tensor, labels: Labels, output: OutputLayer, weights: LossWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the loss of each step over its labels.
 
     Args:
         states: [K, N, D], the head's output of each step at each anchor.
-        label_rows: int64 [K, L], anchor whose step k predicts the label, or -1 for none.
-        label_ids: int64 [L], rows of `output`; none is -1.
-        target_states: [L, D], the target's hidden states that predict the labels; only for KL.
+        labels: L of them.
         output: the frozen output layer.
         weights: how the two losses are mixed.
 
@@ -111,19 +118,13 @@ def chain_loss(
         Sums [K], float32 (float64 for float64 input), differentiable with respect to `states` only,
         and int64 [K], how often the label scored highest. No label at all gives zeros.
     """
-    return _Chunked.apply(states, label_rows, label_ids, target_states, output, weights)
+    return _Chunked.apply(states, labels, output, weights)
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        states: torch.Tensor,
-        label_rows: torch.Tensor,
-        label_ids: torch.Tensor,
-        target_states: torch.Tensor | None,
-        output: OutputLayer,
-        weights: LossWeights,
+        ctx: Any, states: torch.Tensor, labels: Labels, output: OutputLayer, weights: LossWeights
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         steps = len(states)
@@ -131,20 +132,20 @@ class _Chunked(torch.autograd.Function):
         correct = torch.zeros(steps, dtype=torch.int64, device=states.device)
         gradient = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
         size = output.chunk()
-        for start in range(0, len(label_ids), size):
+        for start in range(0, len(labels.ids), size):
             part = slice(start, start + size)
             teacher = None
             if weights.kl:
-                assert target_states is not None
-                teacher = _Teacher(output.logits(target_states[part]) / weights.temperature)
+                assert labels.target_states is not None
+                teacher = _Teacher(output.logits(labels.target_states[part]) / weights.temperature)
             for step in range(steps):
-                rows = label_rows[step, part]
+                rows = labels.rows[step, part]
                 chosen = (rows >= 0).nonzero().squeeze(1)
                 rows = rows[chosen]
                 logits = output.logits(states[step][rows])
                 loss, hits, slope = _chunk_loss(
                     logits,
-                    label_ids[part][chosen],
+                    labels.ids[part][chosen],
                     None if teacher is None else teacher.rows(chosen),
                     weights,
                 )
@@ -161,7 +162,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         scaled = gradient * gradients[0].to(gradient.dtype)[:, None, None]
-        return scaled, None, None, None, None, None
+        return scaled, None, None, None
 
 
 class _Teacher:

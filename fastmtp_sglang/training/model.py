@@ -15,7 +15,7 @@ import torch
 from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.attention import CHAIN, ChainAttention
-from fastmtp_sglang.training.loss import ChainLoss, LossWeights, OutputLayer, chain_loss
+from fastmtp_sglang.training.loss import ChainLoss, Labels, LossWeights, OutputLayer, chain_loss
 from fastmtp_sglang.training.target import FrozenTarget
 
 # Hidden states of the last step, or None before the first -> ids of step k's tokens (`step` counts
@@ -117,15 +117,11 @@ class ChainHead(FastMTPHead):
             start = rows if step == 1 else at_anchors
             return ids[(start + step).clamp_(max=last)]
 
-        labels = batch["labels"]
-        sums, correct = self._loss(
-            torch.stack(list(chain(forced))),
-            label_rows,
-            output.to_local(ids[labels]),
-            hidden[labels - 1] if weights.kl else None,
-            output,
-            weights,
+        at = batch["labels"]
+        labels = Labels(
+            label_rows, output.to_local(ids[at]), hidden[at - 1] if weights.kl else None
         )
+        sums, correct = self._loss(torch.stack(list(chain(forced))), labels, output, weights)
         return {"sums": sums, "correct": correct}
 
     def _step(

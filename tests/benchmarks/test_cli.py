@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastmtp_benchmarks import connect, options, report, runs
+from fastmtp_benchmarks import connect, planning, report, runs
 from fastmtp_sglang.cli import bench
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
@@ -37,7 +37,7 @@ class Tokenizer:
 
 @pytest.fixture(autouse=True)
 def tokenizer(monkeypatch):
-    for module in (connect, options):
+    for module in (connect, planning):
         monkeypatch.setattr(module, "load_tokenizer", lambda path, flag: Tokenizer())
 
 
@@ -368,12 +368,15 @@ def test_bad_options(run, started, arguments, message):
 
 
 def test_the_command_line_imports_no_benchmark_before_it_runs():
+    """Inside SGLang none at all, and the command line but its options."""
     code = (
-        "import sys, fastmtp_sglang.cli, fastmtp_sglang.serving.plugin\n"
-        "print([m for m in sys.modules if m.startswith(('fastmtp_benchmarks', 'matplotlib'))])"
+        "import sys\n"
+        "def ours(): return [m for m in sys.modules if m.startswith('fastmtp_benchmarks.')]\n"
+        "import fastmtp_sglang.serving.plugin; inside = ours()\n"
+        "import fastmtp_sglang.cli; print(inside, ours(), 'matplotlib' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    assert shown.stdout.strip() == "[] ['fastmtp_benchmarks.options'] False"
 
 
 def test_the_chat_template_of_a_real_tokenizer(monkeypatch):

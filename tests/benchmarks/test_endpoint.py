@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fastmtp_benchmarks.connect import connect
-from fastmtp_benchmarks.endpoint import Sampling, events
+from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_benchmarks.native import NativeEndpoint
 from fastmtp_sglang.errors import FastMTPError
 
@@ -76,18 +76,6 @@ def test_times_are_of_arrival_and_end_with_the_last_tokens(server, pieces):
     assert first >= 0.2
     assert last >= 0.3
     assert last < whole - 0.4  # the end of the stream comes half a second later
-
-
-def test_comments_and_split_lines_do_not_matter():
-    async def chunks():
-        for piece in (b": keep", b"-alive\n\nda", b"ta: a\r\n\r\nevent: x\ndata: b\n", b"\n"):
-            yield piece
-        yield 'data: "\u2028\u0085"\n\ndata: end'.encode()
-
-    async def read():
-        return [data async for data in events(chunks())]
-
-    assert asyncio.run(read()) == ["a", "b", '"\u2028\u0085"', "end"]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +220,13 @@ def test_sglang_is_recognized_and_its_secrets_stay_with_it(server):
     assert answer.token_ids == [5, 6, 7]
     assert server.requests[0]["input_ids"] == [5]  # what the tokenizer made of "hello"
     assert server.paths == ["/flush_cache", "/generate"]
+
+
+def test_what_answers_pages_for_people_is_refused(server):
+    """A web application gives its first page for every path."""
+    server.pages["/model_info"] = "<!DOCTYPE html>"
+    with pytest.raises(FastMTPError, match=r"--endpoint .*answers .*DOCTYPE.*not a JSON object"):
+        connected(server.url)
 
 
 def test_what_is_no_server_of_that_kind_is_refused(server):

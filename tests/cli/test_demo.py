@@ -1,6 +1,6 @@
 """`fastmtp demo` from the command line to its exit code, with a stand-in for the servers.
 
-The real demo is in tests/serving. Alone: pytest tests/cli/test_demo.py
+The real demo is in tests/served. Alone: pytest tests/cli/test_demo.py
 """
 
 import json
@@ -25,18 +25,9 @@ FAKE = Path(__file__).parents[1] / "fake_sglang.py"
 
 
 @pytest.fixture(autouse=True)
-def embedded(monkeypatch, tmp_path):
-    """Stand in for servers, model and head; returns a function that sets `trained`."""
+def stand_ins(embedded, monkeypatch, tmp_path):
     monkeypatch.setattr(server_process, "launch_prefix", lambda: [sys.executable, str(FAKE)])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/cache/smollm2"))
-
-    def head(trained: bool) -> None:
-        made = smollm2.DraftHead(Path("/cache/head"), trained)
-        monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: made)
-
-    head(trained=True)
-    return head
 
 
 @pytest.fixture

@@ -27,19 +27,6 @@ def sglang(monkeypatch):
 
 
 @pytest.fixture
-def embedded(monkeypatch):
-    """Stand in for the embedded model and its head; returns a function that sets `trained`."""
-    monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/cache/smollm2"))
-
-    def head(trained: bool) -> None:
-        made = smollm2.DraftHead(Path("/cache/head"), trained)
-        monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: made)
-
-    head(trained=True)
-    return head
-
-
-@pytest.fixture
 def run(monkeypatch):
     """Run the command line; returns the result and the command that it became, if any."""
     app = typer.Typer()

@@ -19,15 +19,15 @@ from fastmtp_sglang.training.loss import chain_loss
 COMPARE = """
 import torch
 from fastmtp_sglang.training.liger import liger_chain_loss
-from fastmtp_sglang.training.loss import LossWeights, OutputLayer, chain_loss
+from fastmtp_sglang.training.loss import Labels, LossWeights, OutputLayer, chain_loss
 states = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0))
 output = OutputLayer(torch.randn(40, 16, generator=torch.Generator().manual_seed(1)))
 rows = torch.tensor([[0, 1, 2, 3, 8], [-1, 0, 1, -1, 7], [-1, -1, -1, -1, -1]])
-labels = torch.tensor([3, 39, 0, 12, 5])
+labels = Labels(rows, torch.tensor([3, 39, 0, 12, 5]))
 results = []
 for loss in (liger_chain_loss, chain_loss):
     own = states.clone().requires_grad_()
-    sums, correct = loss(own, rows, labels, None, output, LossWeights(0.5))
+    sums, correct = loss(own, labels, output, LossWeights(0.5))
     (sums * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     results.append((sums.detach(), correct, own.grad))
 for ours, theirs in zip(*results):

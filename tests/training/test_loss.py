@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from fastmtp_sglang.training import loss as module
-from fastmtp_sglang.training.loss import LossWeights, OutputLayer, chain_loss, step_weights
+from fastmtp_sglang.training.loss import Labels, LossWeights, OutputLayer, chain_loss, step_weights
 
 STEPS, ANCHORS, LABELS, WIDTH, ROWS = 3, 13, 11, 8, 50
 
@@ -47,7 +47,8 @@ def test_equals_the_plain_loss_and_its_gradient(monkeypatch, chunk, weights):
     states, rows, labels, target_states, weight = case()
     ours, theirs = (states.clone().requires_grad_() for _ in range(2))
     factors = torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64)
-    sums, correct = chain_loss(ours, rows, labels, target_states, OutputLayer(weight), weights)
+    wanted = Labels(rows, labels, target_states)
+    sums, correct = chain_loss(ours, wanted, OutputLayer(weight), weights)
     expected = plain(theirs, rows, labels, target_states, weight, weights)
     torch.testing.assert_close(sums, expected)
     (sums * factors).sum().backward()
@@ -67,7 +68,7 @@ def test_restricted_output_is_the_loss_over_those_rows():
     local = output.to_local(labels)
     assert torch.equal(output.to_ids(local), labels)
     weights = LossWeights(0.4, 0.6)
-    sums, _ = chain_loss(states, rows, local, target_states, output, weights)
+    sums, _ = chain_loss(states, Labels(rows, local, target_states), output, weights)
     torch.testing.assert_close(
         sums, plain(states, rows, local, target_states, weight[ids], weights)
     )
@@ -78,9 +79,8 @@ def test_restricted_output_is_the_loss_over_those_rows():
 def test_a_label_of_vanishing_probability_stays_finite():
     weight = torch.eye(4)
     states = torch.tensor([[[1000.0, 0, 0, 0]]], requires_grad=True)
-    sums, _ = chain_loss(
-        states, torch.tensor([[0]]), torch.tensor([2]), None, OutputLayer(weight), LossWeights()
-    )
+    labels = Labels(torch.tensor([[0]]), torch.tensor([2]))
+    sums, _ = chain_loss(states, labels, OutputLayer(weight), LossWeights())
     sums.sum().backward()
     assert sums.tolist() == [1000.0]
     assert states.grad.tolist() == [[[1.0, 0.0, -1.0, 0.0]]]
@@ -98,7 +98,8 @@ def test_no_more_logits_than_a_chunk(monkeypatch):
 
     monkeypatch.setattr(OutputLayer, "logits", logits)
     states, rows, labels, target_states, weight = case()
-    chain_loss(states, rows, labels, target_states, OutputLayer(weight), LossWeights(1, 1))
+    wanted = Labels(rows, labels, target_states)
+    chain_loss(states, wanted, OutputLayer(weight), LossWeights(1, 1))
     assert max(seen) == 4
 
 

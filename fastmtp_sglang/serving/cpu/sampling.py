@@ -3,6 +3,8 @@
 Shapes: bs requests, n = K + 1 rows each, V vocabulary entries. Probabilities are float32.
 """
 
+from typing import Any
+
 import torch
 
 # Entries among which a nucleus is looked for first: a full sort of 49,152 takes 9 ms.
@@ -96,58 +98,14 @@ def sample_from(probs: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, point.unsqueeze(1), right=True).squeeze(1)
 
 
-def sample_chain_target_only(
-    *,
-    predicts: torch.Tensor,
-    accept_index: torch.Tensor,
-    accept_token_num: torch.Tensor,
-    candidates: torch.Tensor,
-    retrive_index: torch.Tensor,
-    retrive_next_token: torch.Tensor,
-    retrive_next_sibling: torch.Tensor,
-    uniform_samples: torch.Tensor,
-    uniform_samples_for_final_sampling: torch.Tensor,
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-    threshold_single: float,
-    threshold_acc: float,
-    deterministic: bool,
-) -> None:
-    """Accept a draft with the probability that the target gives it; else draw from the rest.
+def sample_chain_target_only(*, draft_probs: torch.Tensor, **arguments: Any) -> None:
+    """`sample_chain_from_proposal` for drafts that were not drawn: the proposal is a point mass.
 
-    Rejection sampling (arXiv 2302.01318) for a proposal that is certain of one token: accept x with
-    p(x); on the first rejection draw from p without x, renormalized; when all are accepted draw the
-    bonus token from p. Lossless for any draft. The parameter names, `retrive` included, are those
-    of SGLang's CUDA operator.
-
-    Args:
-        predicts: int32 [bs * n], written.
-        accept_index: int32 [bs, n], written.
-        accept_token_num: int32 [bs], written.
-        candidates: int64 [bs, n]; column 0 is committed, then K drafts.
-        retrive_index: int64 [bs, n].
-        retrive_next_token: unused, a chain's order is known.
-        retrive_next_sibling: unused.
-        uniform_samples: [bs, n] coins in [0, 1); column j decides draft j + 1.
-        uniform_samples_for_final_sampling: [bs] coins in [0, 1).
-        target_probs: [bs, n, V].
-        draft_probs: unused, the proposal is a point mass.
-        threshold_single: must be 1, see raises.
-        threshold_acc: must be 1.
-        deterministic: unused, always deterministic given the coins.
-
-    Raises:
-        ValueError: a threshold below 1, which would accept more than the target allows.
+    A draft x is accepted with p(x); on the first rejection a token is drawn from p without x,
+    renormalized; when all are accepted the bonus token is drawn from p. Lossless for any draft.
+    SGLang's `draft_probs` are not read.
     """
-    _check_thresholds(threshold_single, threshold_acc)
-    _sample_chain(
-        candidates[:, 1:].to(torch.int64),
-        target_probs,
-        None,
-        uniform_samples,
-        uniform_samples_for_final_sampling,
-        (predicts, accept_index, accept_token_num, retrive_index),
-    )
+    sample_chain_from_proposal(draft_probs=None, **arguments)
 
 
 def sample_chain_from_proposal(
@@ -162,7 +120,7 @@ def sample_chain_from_proposal(
     uniform_samples: torch.Tensor,
     uniform_samples_for_final_sampling: torch.Tensor,
     target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
+    draft_probs: torch.Tensor | None,
     threshold_single: float,
     threshold_acc: float,
     deterministic: bool,
@@ -172,50 +130,40 @@ def sample_chain_from_proposal(
 
     Rejection sampling (arXiv 2302.01318), lossless for any q that the drafts were drawn from: one
     that is 0 outside a draft list leaves all of p there to the residual, which spans the full
-    vocabulary. Where p is certain of one token, any other draft will do: it is rejected.
+    vocabulary. Where p is certain of one token, any other draft will do: it is rejected. The
+    parameter names, `retrive` included, are those of SGLang's operators.
 
     Args:
-        draft_probs: [bs, K, V], q of each draft; the rest is that of `sample_chain_target_only`.
+        predicts: int32 [bs * n], written.
+        accept_index: int32 [bs, n], written.
+        accept_token_num: int32 [bs], written.
+        candidates: int64 [bs, n]; column 0 is committed, then K drafts.
+        retrive_index: int64 [bs, n].
+        retrive_next_token: unused, a chain's order is known.
+        retrive_next_sibling: unused.
+        uniform_samples: [bs, n] coins in [0, 1); column j decides draft j + 1.
+        uniform_samples_for_final_sampling: [bs] coins in [0, 1).
+        target_probs: [bs, n, V], p after each row.
+        draft_probs: [bs, K, V], q of each draft; None where each was certain.
+        threshold_single: must be 1, see raises.
+        threshold_acc: must be 1.
+        deterministic: unused, always deterministic given the coins.
+        block_verification: must be False.
 
     Raises:
         ValueError: a threshold below 1, which would accept more than the target allows, or block
             verification, for which there is no operator here.
     """
-    _check_thresholds(threshold_single, threshold_acc)
+    if threshold_single != 1.0 or threshold_acc != 1.0:
+        raise ValueError("acceptance thresholds below 1 change the output distribution")
     if block_verification:
         raise ValueError("block verification has no operator on the CPU platform")
-    _sample_chain(
-        candidates[:, 1:].to(torch.int64),
-        target_probs,
-        draft_probs,
-        uniform_samples,
-        uniform_samples_for_final_sampling,
-        (predicts, accept_index, accept_token_num, retrive_index),
-    )
-
-
-def _check_thresholds(single: float, accumulated: float) -> None:
-    if single != 1.0 or accumulated != 1.0:
-        raise ValueError("acceptance thresholds below 1 change the output distribution")
-
-
-def _sample_chain(
-    drafts: torch.Tensor,
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor | None,
-    coins: torch.Tensor,
-    final_coins: torch.Tensor,
-    outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-) -> None:
-    """Verify drafts [bs, K] against p [bs, n, V] and q [bs, K, V]; write what SGLang reads.
-
-    Without `draft_probs`, each draft was certain.
-    """
     bs, n, _ = target_probs.shape
+    drafts = candidates[:, 1:].to(torch.int64)
     index = drafts.unsqueeze(2)
     p = target_probs[:, :-1].gather(2, index).squeeze(2)
     q = 1.0 if draft_probs is None else draft_probs.gather(2, index).squeeze(2)
-    agreed = coins[:, : n - 1] * q < p
+    agreed = uniform_samples[:, : n - 1] * q < p
     accepted = agreed.to(torch.int32).cumprod(1).sum(1)
 
     rows, last = torch.arange(bs), accepted.to(torch.int64)
@@ -232,7 +180,5 @@ def _sample_chain(
         final_probs = torch.where(rejected, residual, final_probs)
     tokens = torch.zeros(bs, n, dtype=torch.int64)
     tokens[:, :-1] = drafts
-    tokens[rows, last] = sample_from(final_probs, final_coins)
-
-    predicts, accept_index, accept_token_num, retrieve_index = outputs
-    record_acceptance(accepted, tokens, predicts, accept_index, accept_token_num, retrieve_index)
+    tokens[rows, last] = sample_from(final_probs, uniform_samples_for_final_sampling)
+    record_acceptance(accepted, tokens, predicts, accept_index, accept_token_num, retrive_index)

@@ -197,11 +197,14 @@ def parameters(function) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_a_replacement_takes_what_the_original_takes(name):
-    """Names and order; `gather_spec_extras` is called by position alone and names differ."""
+    """Names and order, but for two."""
     (replacement,) = (new for _, old, new in ops._REPLACEMENTS if old == name)
     original = compat._definitions(ORIGINALS[name])[name]
-    if name == "gather_spec_extras":
+    if name == "gather_spec_extras":  # called by position alone, and names differ
         assert len(parameters(replacement)) == len(original)
+    elif name == "tree_speculative_sampling_target_only":  # hands on by name what it is given
+        taken = parameters(ops.sampling.sample_chain_from_proposal)
+        assert taken == (*original, "block_verification")
     else:
         assert parameters(replacement) == original
 

@@ -1,0 +1,20 @@
+"""What the commands that serve the embedded model meet in its place."""
+
+from pathlib import Path
+
+import pytest
+
+from fastmtp_sglang.models import smollm2
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """Stand in for the embedded model and its head; returns a function that sets `trained`."""
+    monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/cache/smollm2"))
+
+    def head(trained: bool) -> None:
+        made = smollm2.DraftHead(Path("/cache/head"), trained)
+        monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: made)
+
+    head(trained=True)
+    return head
