@@ -7,6 +7,7 @@ import asyncio
 import time
 
 import pytest
+import streaming_server as pieces
 
 from fastmtp_benchmarks.connect import connect
 from fastmtp_benchmarks.endpoint import Sampling
@@ -25,13 +26,13 @@ def ask(server, sampling: Sampling | None = None, **options):
     return asyncio.run(once())
 
 
-def test_tokens_are_counted_whatever_a_chunk_holds(server, pieces):
+def test_tokens_are_counted_whatever_a_chunk_holds(server):
     ids = list(range(100, 136))
     ends = [1, 3, 6, 10, 15, 21, 28, 36]  # chunks of 1 to 8 tokens
     server.answers = lambda body: [
         *(pieces.native(end, ids[:end]) for end in ends[:-1]),
         pieces.native(36, ids, "all", "length", spec_verify_ct=9, spec_num_correct_drafts=27),
-        pieces.done,
+        pieces.DONE,
     ]
     answer = ask(server)
     assert answer.error is None
@@ -41,33 +42,33 @@ def test_tokens_are_counted_whatever_a_chunk_holds(server, pieces):
     assert (answer.speculation.verifications, answer.speculation.accepted_drafts) == (9, 27)
 
 
-def test_chunks_of_a_server_with_disjoint_output(server, pieces):
+def test_chunks_of_a_server_with_disjoint_output(server):
     server.answers = lambda body: [
         pieces.native(1, [7], "a"),
         pieces.native(4, [8, 9, 10], "bcd"),
         pieces.native(5, [11], "e", "stop"),
-        pieces.done,
+        pieces.DONE,
     ]
     answer = ask(server)
     assert (answer.token_ids, answer.text) == ([7, 8, 9, 10, 11], "abcde")
     assert [tokens for _, tokens in answer.arrivals] == [1, 4, 5]
 
 
-def test_ids_beyond_the_count_of_a_chunk_belong_to_the_next(server, pieces):
+def test_ids_beyond_the_count_of_a_chunk_belong_to_the_next(server):
     """SGLang's chunks share a list that goes on growing while they wait to be sent."""
     server.answers = lambda body: [
         pieces.native(1, [7, 8, 9]),
         pieces.native(3, [7, 8, 9], "", "stop"),
-        pieces.done,
+        pieces.DONE,
     ]
     answer = ask(server)
     assert answer.token_ids == [7, 8, 9]
     assert [tokens for _, tokens in answer.arrivals] == [1, 3]
 
 
-def test_times_are_of_arrival_and_end_with_the_last_tokens(server, pieces):
+def test_times_are_of_arrival_and_end_with_the_last_tokens(server):
     server.answers = lambda body: [
-        0.2, pieces.native(1, [7]), 0.1, pieces.native(3, [7, 8, 9], "", "stop"), 0.5, pieces.done,
+        0.2, pieces.native(1, [7]), 0.1, pieces.native(3, [7, 8, 9], "", "stop"), 0.5, pieces.DONE,
     ]  # fmt: skip
     began = time.perf_counter()
     answer = ask(server)
@@ -87,12 +88,12 @@ def test_times_are_of_arrival_and_end_with_the_last_tokens(server, pieces):
         {"spec_accept_length": 3.0},
     ],
 )
-def test_missing_counters_are_not_reported(server, pieces, meta):
+def test_missing_counters_are_not_reported(server, meta):
     server.answers = lambda body: pieces.native_answer([1, 2, 3], **meta)
     assert ask(server).speculation is None
 
 
-def test_nothing_accepted_is_reported(server, pieces):
+def test_nothing_accepted_is_reported(server):
     meta = {"spec_verify_ct": 4, "spec_num_correct_drafts": 0, "spec_correct_drafts_histogram": [4]}
     server.answers = lambda body: pieces.native_answer([1, 2, 3], **meta)
     told = ask(server).speculation
@@ -115,7 +116,7 @@ def test_sampling_parameters(server):
     assert server.requests[0]["input_ids"] == [1, 2, 3]
 
 
-def test_what_may_pass_is_tried_again_and_timed_anew(server, pieces):
+def test_what_may_pass_is_tried_again_and_timed_anew(server):
     server.first = [
         (503, {"error": "busy"}),
         [pieces.native(1, [5]), pieces.sse({"error": {"message": "boom"}})],
@@ -139,11 +140,11 @@ def test_what_may_pass_is_tried_again_and_timed_anew(server, pieces):
         (["garbage"], 1, "not JSON"),
     ],
 )
-def test_failures_are_named(server, pieces, reply, attempts, reason):
+def test_failures_are_named(server, reply, attempts, reason):
     streams = {
         "error": [pieces.sse({"error": {"message": "boom"}})],
         "cut": [pieces.native(1, [5]), None],
-        "unfinished": [pieces.native(1, [5]), pieces.done],
+        "unfinished": [pieces.native(1, [5]), pieces.DONE],
         "abort": [
             pieces.native(
                 0, [], finish_reason={"type": "abort", "message": "too long", "status_code": 400}
@@ -161,8 +162,8 @@ def test_failures_are_named(server, pieces, reply, attempts, reason):
     assert answer.prompt_digest
 
 
-def test_an_answer_that_takes_too_long_is_not_asked_for_again(server, pieces):
-    server.answers = lambda body: [pieces.native(1, [5]), 2.0, pieces.done]
+def test_an_answer_that_takes_too_long_is_not_asked_for_again(server):
+    server.answers = lambda body: [pieces.native(1, [5]), 2.0, pieces.DONE]
     began = time.monotonic()
     answer = ask(server, timeout=0.3, retries=5)
     assert answer.error == "no end after 0.3 s"

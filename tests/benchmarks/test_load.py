@@ -6,6 +6,7 @@ Alone: pytest tests/benchmarks/test_load.py
 import asyncio
 
 import pytest
+import streaming_server as pieces
 
 from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_benchmarks.load import Level, Outcome, fastest, press, warm_up_task
@@ -40,7 +41,7 @@ def hold(server):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_no_more_conversations_than_asked_for_are_in_flight(hold, server, pieces, concurrency):
+def test_no_more_conversations_than_asked_for_are_in_flight(hold, server, concurrency):
     server.answers = lambda body: [0.05, *pieces.native_answer([1, 2, 3])]
     outcome = hold(task(7), Level(concurrency=concurrency))
     assert server.most_in_flight == concurrency
@@ -49,7 +50,7 @@ def test_no_more_conversations_than_asked_for_are_in_flight(hold, server, pieces
     assert outcome.wall_seconds >= 0.05 * 7 / concurrency
 
 
-def test_a_second_turn_holds_the_first_answer(hold, server, pieces):
+def test_a_second_turn_holds_the_first_answer(hold, server):
     server.answers = lambda body: pieces.native_answer([1], f"answer to {body['input_ids']}")
     outcome = hold(task(1, turns=2, system="be brief"), Level(concurrency=4))
     assert server.sent[1] == [
@@ -71,14 +72,14 @@ def test_turns_after_a_failed_one_fail_without_being_asked(hold, server):
     assert outcome.records[2].error == "an earlier turn of the conversation failed"
 
 
-def test_a_time_limit_leaves_out_what_has_not_begun(hold, server, pieces):
+def test_a_time_limit_leaves_out_what_has_not_begun(hold, server):
     server.answers = lambda body: [0.5, *pieces.native_answer([1, 2])]
     outcome = hold(task(10), Level(concurrency=2), time_limit=0.9)
     assert (len(outcome.records), outcome.conversations_left_out) == (4, 6)
     assert all(record.error is None for record in outcome.records)
 
 
-def test_poisson_arrivals_do_not_wait_for_answers(hold, server, pieces):
+def test_poisson_arrivals_do_not_wait_for_answers(hold, server):
     server.answers = lambda body: [0.6, *pieces.native_answer([1, 2])]
     outcome = hold(task(20), Level(rate=50.0), seed=1)
     assert server.most_in_flight > 5
@@ -95,9 +96,9 @@ def test_a_conversation_may_fix_the_output_length(hold, server):
     }
 
 
-def test_chunks_without_token_counts_give_no_arrivals(hold, server, pieces):
+def test_chunks_without_token_counts_give_no_arrivals(hold, server):
     chunk = {"text": "a", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
-    server.answers = lambda body: [pieces.sse(chunk), pieces.done]
+    server.answers = lambda body: [pieces.sse(chunk), pieces.DONE]
     record = hold(task(1), Level(concurrency=1)).records[0]
     assert (record.output_tokens, len(record.arrivals)) == (1, 1)
 

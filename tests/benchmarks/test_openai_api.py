@@ -6,6 +6,7 @@ Alone: pytest tests/benchmarks/test_openai_api.py
 import asyncio
 
 import pytest
+import streaming_server as pieces
 
 from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_benchmarks.openai_api import OpenAIEndpoint, vllm_counters
@@ -15,11 +16,11 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture
 def ask(server):
-    """Ask a server that calls itself `owner` and streams `pieces`."""
+    """Ask a server that calls itself `owner` and streams `answered`."""
 
-    def once(pieces, owner="somebody", sampling=None):
+    def once(answered, owner="somebody", sampling=None):
         server.pages = {"/v1/models": {"data": [{"id": "m", "owned_by": owner}]}}
-        server.answers = lambda body: pieces
+        server.answers = lambda body: answered
 
         async def answer():
             async with OpenAIEndpoint(server.url, pause=0.01) as endpoint:
@@ -32,7 +33,7 @@ def ask(server):
 
 
 @pytest.fixture
-def chunk(pieces):
+def chunk():
     def make(usage=None, finish=None, choice=None, **delta):
         choices = [{"index": 0, "delta": delta, "finish_reason": finish, **(choice or {})}]
         tokens = None if usage is None else {"prompt_tokens": 4, "completion_tokens": usage}
@@ -42,13 +43,13 @@ def chunk(pieces):
 
 
 @pytest.fixture
-def usage(pieces):
+def usage():
     return lambda tokens, **more: pieces.sse(
         {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": tokens}, **more}
     )
 
 
-def test_usage_only_at_the_end(ask, chunk, usage, pieces):
+def test_usage_only_at_the_end(ask, chunk, usage):
     """Three chunks of text are 20 tokens; how many came with which is not known."""
     answer = ask(
         [
@@ -57,7 +58,7 @@ def test_usage_only_at_the_end(ask, chunk, usage, pieces):
             *(chunk(content=text) for text in ("a", "b c d", " e")),
             chunk(finish="stop"),
             usage(20),
-            pieces.done,
+            pieces.DONE,
         ]
     )
     assert (answer.output_tokens, answer.prompt_tokens, answer.text) == (20, 4, "ab c d e")
@@ -69,7 +70,7 @@ def test_usage_only_at_the_end(ask, chunk, usage, pieces):
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_reasoning_is_output(ask, chunk, usage, pieces, field):
+def test_reasoning_is_output(ask, chunk, usage, field):
     answer = ask(
         [
             chunk(role="assistant", content=""),
@@ -77,7 +78,7 @@ def test_reasoning_is_output(ask, chunk, usage, pieces, field):
             chunk(7, content="42"),
             chunk(finish="stop"),
             usage(7),
-            pieces.done,
+            pieces.DONE,
         ],
         "sglang",
     )
@@ -86,13 +87,13 @@ def test_reasoning_is_output(ask, chunk, usage, pieces, field):
     assert answer.output_tokens == 7
 
 
-def test_an_answer_of_reasoning_alone(ask, chunk, usage, pieces):
-    answer = ask([chunk(reasoning_content="hm"), chunk(finish="length"), usage(9), pieces.done])
+def test_an_answer_of_reasoning_alone(ask, chunk, usage):
+    answer = ask([chunk(reasoning_content="hm"), chunk(finish="length"), usage(9), pieces.DONE])
     assert (answer.error, answer.output_tokens, answer.text) == (None, 9, "")
     assert len(answer.arrivals) == 1
 
 
-def test_token_ids_of_vllm(ask, chunk, usage, pieces):
+def test_token_ids_of_vllm(ask, chunk, usage):
     answer = ask(
         [
             chunk(content="", role="assistant"),
@@ -100,7 +101,7 @@ def test_token_ids_of_vllm(ask, chunk, usage, pieces):
             chunk(content="bc", choice={"token_ids": [2, 3, 4]}),
             chunk(content="", finish="stop", choice={"token_ids": [9]}),
             usage(5),
-            pieces.done,
+            pieces.DONE,
         ],
         "vllm",
     )
@@ -108,7 +109,7 @@ def test_token_ids_of_vllm(ask, chunk, usage, pieces):
     assert [tokens for _, tokens in answer.arrivals] == [1, 4, 5]
 
 
-def test_the_extension_of_sglang(ask, chunk, usage, pieces):
+def test_the_extension_of_sglang(ask, chunk, usage):
     details = {
         "spec_verify_ct": 2,
         "spec_num_correct_drafts": 3,
@@ -126,7 +127,7 @@ def test_the_extension_of_sglang(ask, chunk, usage, pieces):
                 }
             ),
             usage(6),
-            pieces.done,
+            pieces.DONE,
         ],
         "sglang",
     )
@@ -135,13 +136,13 @@ def test_the_extension_of_sglang(ask, chunk, usage, pieces):
     assert (answer.speculation.verifications, answer.speculation.accepted_drafts) == (2, 3)
 
 
-def test_without_usage_tokens_cannot_be_counted(ask, chunk, pieces):
-    answer = ask([chunk(content="a"), chunk(finish="stop"), pieces.done])
+def test_without_usage_tokens_cannot_be_counted(ask, chunk):
+    answer = ask([chunk(content="a"), chunk(finish="stop"), pieces.DONE])
     assert "neither usage nor token ids" in answer.error
 
 
-def test_extra_fields_go_only_to_servers_that_know_them(ask, server, chunk, usage, pieces):
-    whole = [chunk(content="a"), chunk(finish="stop"), usage(1), pieces.done]
+def test_extra_fields_go_only_to_servers_that_know_them(ask, server, chunk, usage):
+    whole = [chunk(content="a"), chunk(finish="stop"), usage(1), pieces.DONE]
     for owner in ("somebody", "vllm", "sglang"):
         ask(whole, owner, Sampling(max_new_tokens=5))
     ask(whole, "vllm", Sampling(temperature=0.5, top_k=3, output_length=8))

@@ -1,8 +1,11 @@
-"""What the commands that serve the embedded model meet in its place."""
+"""What the commands meet: servers in threads, small targets, and no embedded model."""
 
 from pathlib import Path
 
 import pytest
+from fake_endpoint import endpoint, endpoints, read_lines, target
+from streaming_server import server, servers
+from vocabulary_targets import smollm2_target, texts, tiny, tiny_folder
 
 from fastmtp_sglang.models import smollm2
 

@@ -1,7 +1,7 @@
 """The Triton kernels against the float64 reference, on the CPU, under Triton's interpreter.
 
 Triton decides when it is imported whether to interpret, so that these tests need a process of their
-own: ``test_interpreter.py`` starts it, or by hand
+own: ``test_triton_draft_interpreted.py`` starts it, or by hand
 ``TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted.py``.
 The interpreter runs programs one after another: it proves the arithmetic, and nothing about races.
 """

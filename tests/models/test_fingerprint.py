@@ -1,6 +1,6 @@
 """The tokenizer fingerprint: it changes when, and only when, an id means another token.
 
-Run alone: pytest tests/vocabulary/test_fingerprint.py
+Run alone: pytest tests/models/test_fingerprint.py
 """
 
 from tokenizers import AddedToken, Tokenizer

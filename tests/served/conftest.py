@@ -12,6 +12,7 @@ from pathlib import Path
 import chains
 import pytest
 import tiny_models as models
+from fake_endpoint import read_lines
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
@@ -41,7 +42,8 @@ _MAX_RUNNING = 3
 
 # Files in an order in which each server is started once, or nearly so.
 _ORDER = (
-    *("entry_points", "bench", "real_model", "tool_calls", "hidden_states"),
+    *("whitelist", "entry_points", "distillation", "bench", "real_model", "tool_calls"),
+    "hidden_states",
     *("routing", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
     *("malformed_requests", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "rejection", "tensor_parallel"),

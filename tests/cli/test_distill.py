@@ -1,6 +1,6 @@
 """`fastmtp distill` as a process: kill -9, refusals, and what it prints.
 
-Alone: pytest tests/distill/test_cli.py
+Alone: pytest tests/cli/test_distill.py
 """
 
 import contextlib

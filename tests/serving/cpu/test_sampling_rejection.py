@@ -2,7 +2,7 @@
 
 Each case drafts and verifies 200,000 independent chains from SEED; the distribution of every token,
 given the ones before, is judged by chi-square, p > 0.001 (Bonferroni over the ones before).
-Alone: pytest tests/serving/cpu/test_rejection_sampling.py
+Alone: pytest tests/serving/cpu/test_sampling_rejection.py
 """
 
 import inspect

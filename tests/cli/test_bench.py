@@ -1,6 +1,6 @@
 """`fastmtp bench` from the command line to its files, against servers in threads.
 
-Alone: pytest tests/benchmarks/test_cli.py
+Alone: pytest tests/cli/test_bench.py
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import streaming_server as pieces
 import typer
 from typer.testing import CliRunner
 
@@ -84,7 +85,7 @@ def prompts(tmp_path) -> Path:
 
 
 @pytest.fixture
-def two(servers, pieces):
+def two(servers):
     """A baseline of one token a chunk, and a server that accepts three drafts each time."""
     baseline, fastmtp = servers(), servers()
     ids = list(range(1, 14))
@@ -293,7 +294,7 @@ def test_poisson_arrivals(run, two, prompts, tmp_path):
     assert (row["concurrency"], row["request_rate"], row["requests"]) == (None, 200.0, 9)
 
 
-def test_of_several_runs_the_fastest_counts(run, two, prompts, tmp_path, pieces):
+def test_of_several_runs_the_fastest_counts(run, two, prompts, tmp_path):
     """The first answer to each question is slow, the second is not."""
     asked = []
 

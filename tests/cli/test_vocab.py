@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001 - a Chinese comma is meant
 """`fastmtp vocab` as a user runs it.
 
-Run alone: pytest tests/vocabulary/test_cli.py
+Run alone: pytest tests/cli/test_vocab.py
 """
 
 import json

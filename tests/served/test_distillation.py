@@ -1,6 +1,6 @@
 """`fastmtp distill` with a real SGLang server that it starts and stops itself.
 
-Alone: pytest tests/distill/test_served.py (starts one server of a tiny model)
+Alone: pytest tests/served/test_distillation.py (starts one server of a tiny model)
 """
 
 import json

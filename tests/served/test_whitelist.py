@@ -1,6 +1,6 @@
 """SGLANG_PLUGINS without us, for real: SGLang refuses the algorithm, and the doctor says why.
 
-Alone: pytest tests/serving/test_whitelist.py
+Alone: pytest tests/served/test_whitelist.py
 """
 
 import os

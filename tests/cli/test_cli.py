@@ -1,6 +1,6 @@
 """What ends the command line with one line, and what with a traceback.
 
-Alone: pytest tests/cli/test_main.py
+Alone: pytest tests/cli/test_cli.py
 """
 
 import errno

@@ -1,6 +1,6 @@
 """The CPU platform steps in only where nobody else serves the machine.
 
-Alone: pytest tests/serving/cpu/test_activate.py
+Alone: pytest tests/serving/cpu/test_cpu.py
 """
 
 import importlib.metadata

@@ -1,6 +1,6 @@
 """The parallel training forward is the serving chain: equal to `FastMTPHead.draft()` everywhere.
 
-Alone: pytest tests/training/test_chain.py
+Alone: pytest tests/training/test_model.py
 """
 
 import pairs
