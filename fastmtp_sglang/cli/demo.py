@@ -83,12 +83,13 @@ def _measure(
     def progress(message: str) -> None:
         console.print(f"[dim]{message}[/dim]")
 
-    model = smollm2.checkpoint(progress)
     trained = None
-    if draft is None:
-        head = smollm2.draft_head(num_steps, progress)
-        draft, trained = head.path, head.trained
-        num_steps = num_steps or head.num_steps
+    with console.status("preparing the model"):
+        model = smollm2.checkpoint(progress)
+        if draft is None:
+            head = smollm2.draft_head(num_steps, progress)
+            draft, trained = head.path, head.trained
+            num_steps = num_steps or head.num_steps
     flags = [*smollm2.DEMO_FLAGS, *speculation_flags(str(draft), num_steps)]
 
     fastmtp = _answers(console, "with FASTMTP", model, flags, live=True)
@@ -136,11 +137,14 @@ def _show(console: "Console", text: str) -> None:
 
 
 def _table(comparison: "Comparison") -> "Table":
+    from rich import box
     from rich.table import Table
 
     from fastmtp_sglang.servers.comparison import Comparison, first_difference
 
-    table = Table(title="SmolLM2-135M-Instruct, greedy, one request at a time")
+    # Without frames it fits 80 columns, also where answers differ.
+    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
+    table.title = "SmolLM2-135M-Instruct, greedy, one request at a time"
     table.add_column("prompt")
     for name in ("tokens", "identical", "acceptance", "baseline", "FASTMTP", "speedup"):
         table.add_column(name, justify="right")

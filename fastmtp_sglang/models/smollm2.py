@@ -10,7 +10,6 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +72,7 @@ def directory(option: str, value: str) -> Path:
 def checkpoint(progress: cache.Progress = cache.silent) -> Path:
     """Return the checkpoint directory, built on first use (half a minute, 540 MB).
 
-    `progress` receives a line before each stage. Raises FastMTPError when the package with the
+    `progress` receives a line before it begins. Raises FastMTPError when the package with the
     weights or what reads it is missing, the conversion fails, or the cache is not writable.
     """
     return cache.built(
@@ -151,21 +150,13 @@ def _convert(source: Path, out: Path, progress: cache.Progress) -> None:
             f"reading {source.name} needs {' and '.join(missing)}: "
             "run `pip install 'fastmtp-sglang[demo]'`"
         )
-    progress("converting SmolLM2-135M-Instruct (once, about half a minute)")
+    progress("converting SmolLM2-135M-Instruct: 540 MB, about half a minute, once")
     command = [sys.executable, "-m", "fastmtp_sglang.models.smollm2_convert", str(source), str(out)]
-    with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-            try:
-                assert process.stdout is not None
-                for stage in process.stdout:
-                    progress(stage.strip())
-            except BaseException:  # Ctrl-C too: the child must not write on after we have gone
-                process.kill()
-                raise
-        if process.returncode != 0:
-            errors.seek(0)
-            last = (errors.read().strip().splitlines() or ["it printed nothing"])[-1]
-            raise FastMTPError(
-                f"converting {source} failed with exit code {process.returncode}: {last}; "
-                f"run `{shlex.join(command)}` to see it whole"
-            )
+    # On Ctrl-C `run` kills the child: it must not write on after we have gone.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise FastMTPError(
+            f"converting {source} failed with exit code {done.returncode}: {last}; "
+            f"run `{shlex.join(command)}` to see it whole"
+        )

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from GGUF to an ordinary Hugging Face checkpoint: float32, safetensors.
 
-Run as a process of its own, `python -m fastmtp_sglang.models.smollm2_convert GGUF OUT`: it prints
-one line on stdout before each stage, and the caller keeps neither torch's memory nor the noise of
-progress bars. Q4_1 blocks become float32 exactly; nothing is rounded a second time.
+Run as a process of its own, `python -m fastmtp_sglang.models.smollm2_convert GGUF OUT`: the caller
+keeps neither torch's memory nor the noise of progress bars. Q4_1 blocks become float32 exactly;
+nothing is rounded a second time.
 """
 
 import json
@@ -19,13 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 def convert(gguf: Path, out: Path) -> None:
     """Write config, generation config, weights and tokenizer of `gguf` to the directory `out`."""
-    _say("reading and dequantizing the weights")
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
-    _say("writing the weights")
     _write_model(model, out)
-    _say("building the tokenizer")
     _write_tokenizer(gguf, out, max_length=model.config.max_position_embeddings)
 
 
@@ -64,10 +61,6 @@ def _write_tokenizer(gguf: Path, out: Path, *, max_length: int) -> None:
     for key in ("is_local", "local_files_only", "backend"):
         settings.pop(key, None)
     path.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _say(stage: str) -> None:
-    print(stage, flush=True)
 
 
 if __name__ == "__main__":

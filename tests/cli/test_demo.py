@@ -50,6 +50,21 @@ def test_identical_answers(run):
         assert name in result.stdout
 
 
+@pytest.mark.parametrize("answers", ["", "differs"])
+def test_the_table_fits_80_columns_and_the_rest_is_short(run, monkeypatch, answers):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FAKE_ANSWERS", answers)
+    result = run()
+    assert result.exit_code == (1 if answers else 0), result.exception
+    lines = result.stdout.splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.split()[:1] == ["prompt"]]
+    (last,) = [number for number, line in enumerate(lines) if line.split()[:1] == ["all"]]
+    assert max(map(len, lines[first : last + 3])) <= 80
+    # A line a prompt: no cell is wrapped.
+    assert last - first == len(demo.PROMPTS) + 3
+    assert len(lines) - (last - first) <= 14
+
+
 def test_json_is_the_only_thing_on_stdout(run):
     result = run("--json")
     assert result.exit_code == 0

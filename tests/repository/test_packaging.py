@@ -37,6 +37,7 @@ def distributions(tmp_path_factory) -> Path:
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "Warning" not in result.stderr, result.stderr
     return root / "dist"
 
 

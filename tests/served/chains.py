@@ -35,6 +35,14 @@ def prompt(language: str, length: int = 24) -> list[int]:
     return list(CYCLES[language][:length])
 
 
+def continued(prompt: list[int], count: int) -> list[int]:
+    """The `count` tokens that the target says after `prompt`."""
+    ids = [int(SUCCESSOR[prompt[-1]])]
+    while len(ids) < count:
+        ids.append(int(SUCCESSOR[ids[-1]]))
+    return ids
+
+
 def _scripts() -> torch.Tensor:
     scripts = torch.zeros(VOCAB_SIZE, dtype=torch.int8)
     for tokens, script in (

@@ -1,9 +1,9 @@
 """Tiny models served by `sglang.Engine` with every call of the draft model on record.
 
-`run_all` starts one script that runs five engines, one after the other: "plain" without
-speculation, and FASTMTP with a head for Llama ("llama", the target of "plain"), for Qwen3 ("qwen3")
-and as MiMo's native layer ("mimo"), each with another K and scheduling; "varying" is "llama" with K
-changed under it, as the server might. Norm weights are not 1.
+`run_all` starts one script that runs four engines, one after the other: FASTMTP with a head for
+Llama ("llama"), for Qwen3 ("qwen3") and as MiMo's native layer ("mimo"), each with another K and
+scheduling; "varying" is "llama" with K changed under it, as the server might. What the targets say
+by themselves is known from transformers (`test_hidden_states`). Norm weights are not 1.
 """
 
 import json
@@ -96,7 +96,6 @@ def run_all(root: Path) -> dict[str, EngineRun]:
     )
     # Name -> served model, family, K, flags. Without a draft path MiMo's own layer drafts.
     served = {
-        "plain": (targets["llama"], "llama", 0, {}),
         "llama": (targets["llama"], "llama", 3, {}),
         "qwen3": (targets["qwen3"], "qwen3", 4, {"disable_overlap_schedule": True}),
         "mimo": (mimo, "qwen2", 2, {"page_size": 8}),
@@ -109,12 +108,11 @@ def run_all(root: Path) -> dict[str, EngineRun]:
             speculation["speculative_draft_model_path"] = str(heads[family])
         plan.append(
             {
-                "flags": {"model_path": str(model), **_FLAGS, **flags}
-                | (speculation if num_steps else {}),
+                "flags": {"model_path": str(model), **_FLAGS, **flags, **speculation},
                 "batches": batches(),
                 "max_new_tokens": MAX_NEW_TOKENS,
                 "answers": str(root / f"{name}.json"),
-                "records": str(root / f"{name}.pickles") if num_steps else None,
+                "records": str(root / f"{name}.pickles"),
                 "steps": _STEPS if "speculative_adaptive" in flags else [],
             }
         )
@@ -127,7 +125,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
             num_steps,
             prompts,
             json.loads((root / f"{name}.json").read_text()),
-            _read(root / f"{name}.pickles") if num_steps else [],
+            _read(root / f"{name}.pickles"),
         )
         for name, (_, family, num_steps, _) in served.items()
     }

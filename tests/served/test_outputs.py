@@ -114,7 +114,7 @@ def test_text_of_several_bytes_is_never_torn(servers, kind):
 
 
 @pytest.mark.parametrize("kind", SPECULATIVE)
-@pytest.mark.parametrize("room", range(3, 9))
+@pytest.mark.parametrize("room", [3, 5, 8])
 def test_up_to_the_last_token_that_fits(servers, kind, room):
     """The drafts' own places come off the context; what does not fit then is refused.
 

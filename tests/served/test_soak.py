@@ -1,4 +1,4 @@
-"""64 clients ask at random, a tenth of them give up: 1,000 requests, `make soak` for 10,000.
+"""64 clients ask at random, a tenth of them give up: 400 requests, `make soak` for 10,000.
 
 Every answer is compared with SGLang alone, which answers each of the distinct requests once: plain
 and streamed, stops, penalties, biases, minimum lengths, grammars. At the end nothing may hold a
@@ -25,7 +25,7 @@ from fastmtp_benchmarks.environment import save
 
 SEED = 20251125
 RESULT = os.environ.get("SOAK_RESULT")
-REQUESTS = int(os.environ.get("SOAK_REQUESTS", "1000"))
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "400"))
 CLIENTS = 64
 
 
