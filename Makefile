@@ -4,33 +4,41 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs 2 --output-sync=none
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-servers test-units test-slow soak lint
+.PHONY: demo test test-servers test-units test-slow check check-units soak lint
 
 demo: $(BIN)/.installed
 	@$(BIN)/fastmtp demo $(ARGS)
 
 # Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
-# one process. `make test-slow` runs what is left out: other servers than the rest, and little else.
-OTHER_SERVERS := $(addprefix tests/served/test_,entry_points.py bench.py real_model.py \
-	tool_calls.py hidden_states.py)
+# one process. `make test-slow` runs what is left out: what is nearly shown by others, and costs more.
+OTHER_SERVERS := $(addprefix tests/served/test_,whitelist.py entry_points.py distillation.py bench.py \
+	real_model.py tool_calls.py hidden_states.py)
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=none test-servers test-units
+	$(SIDE_BY_SIDE) test-servers test-units
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
 test-servers: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/served \
-		$(addprefix --ignore ,$(OTHER_SERVERS))
+	$(PYTEST) -m "not slow" tests/served $(addprefix --ignore ,$(OTHER_SERVERS))
 
 test-units: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/served
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(OTHER_SERVERS)
+	$(PYTEST) -m "not slow" --ignore tests/served
+	$(PYTEST) -m "not slow" $(OTHER_SERVERS)
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow tests
+
+# For a change at hand: no test that starts SGLang or other processes, compiles or trains.
+check: $(BIN)/.installed
+	$(SIDE_BY_SIDE) lint check-units
+
+check-units: $(BIN)/.installed
+	$(PYTEST) -q -m "not slow and not heavy" --ignore tests/served
 
 # 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
 soak: $(BIN)/.installed

@@ -157,6 +157,7 @@ def test_a_mean_needs_every_task(cell):
     assert [m["speedup"] for m in means(rows)] == [1.0, None]
 
 
+@pytest.mark.heavy
 def test_plots(cell, tmp_path):
     cells = [cell(task=task, concurrency=c) for task in TASKS for c in (1, 8)]
     cells += [

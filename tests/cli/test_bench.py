@@ -20,6 +20,8 @@ from fastmtp_sglang.cli import bench
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 
+pytestmark = pytest.mark.heavy
+
 
 class Tokenizer:
     """Characters as ids; the last message tells which question it was."""

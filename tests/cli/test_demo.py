@@ -21,6 +21,8 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers import comparison, server_process
 
+pytestmark = pytest.mark.heavy
+
 FAKE = Path(__file__).parents[1] / "fake_sglang.py"
 
 

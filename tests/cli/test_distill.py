@@ -18,6 +18,8 @@ from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 
+pytestmark = pytest.mark.heavy
+
 _MAIN = "from fastmtp_sglang.cli import main; main()"
 
 

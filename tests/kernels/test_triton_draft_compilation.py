@@ -17,9 +17,12 @@ from fastmtp_kernels import route, triton_draft
 from fastmtp_kernels.draft_logits import MAX_TOP_K
 from fastmtp_kernels.tile_configs import TileConfig, choose_config, tile_configs
 
-pytestmark = pytest.mark.skipif(
-    triton.knobs.runtime.interpret, reason="TRITON_INTERPRET=1 replaces the compiler"
-)
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        triton.knobs.runtime.interpret, reason="TRITON_INTERPRET=1 replaces the compiler"
+    ),
+]
 
 SHARED_LIMIT = {"cuda": 101_376, "hip": 65_536}
 """Bytes a block may have: sm_86 and sm_89, which run the sm_80 code, grant 99 KB; AMD 64 KB."""

@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.heavy
+
 
 def test_kernels_under_the_interpreter():
     here = Path(__file__).parent

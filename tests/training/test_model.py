@@ -13,6 +13,8 @@ from fastmtp_sglang.training import attention
 from fastmtp_sglang.training.loss import OutputLayer
 from fastmtp_sglang.training.packing import pack
 
+pytestmark = pytest.mark.heavy
+
 STEPS = 4
 
 

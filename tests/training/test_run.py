@@ -23,6 +23,8 @@ from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.run import train
 from fastmtp_sglang.training.start import native_head
 
+pytestmark = pytest.mark.heavy
+
 # Ids that the records use: few, so that a handful of steps learns something.
 IDS = 40
 

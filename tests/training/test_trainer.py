@@ -18,6 +18,8 @@ from fastmtp_sglang.training.loss import step_weights
 from fastmtp_sglang.training.packing import Document, pack
 from fastmtp_sglang.training.trainer import ChainTrainer, Documents
 
+pytestmark = pytest.mark.heavy
+
 # Lengths and masks differ a lot: a mean of means would be far off. Two documents count nothing.
 LENGTHS = (4, 30, 5, 9, 21, 3, 12, 7)
 BETA = 0.6

@@ -15,6 +15,8 @@ from sglang.srt.speculative import spec_utils
 from fastmtp_sglang.serving.cpu import sampling
 from fastmtp_sglang.serving.verification.filters import Filters, target_distribution
 
+pytestmark = pytest.mark.heavy
+
 SEED = 20250918
 TRIALS = 200_000
 VOCAB = 10
