@@ -222,6 +222,7 @@ def test_registration_runs_sglangs_own_loader(monkeypatch):
     assert "no message" in diagnosis.registration().found
 
 
+@pytest.mark.heavy
 def test_registration_for_real(monkeypatch):
     monkeypatch.undo()
     for name in VARIABLES:

@@ -20,6 +20,9 @@ PARSE = """
 import json, sys
 from sglang.srt.server_args import prepare_server_args
 
+# One process that imports SGLang.
+pytestmark = pytest.mark.heavy
+
 fields = ("model_path", "speculative_algorithm", "speculative_draft_model_path",
           "speculative_num_steps", "dtype", "trust_remote_code", "disable_radix_cache",
           "max_total_tokens")

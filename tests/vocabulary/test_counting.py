@@ -150,6 +150,7 @@ def test_a_killed_run_goes_on_without_repeating_or_losing(
     assert same(resumed, expected)
 
 
+@pytest.mark.heavy
 def test_kill_minus_nine(tmp_path: Path, answers: list[str]):
     """A real process, killed again and again wherever it happens to be."""
     program = f"""

@@ -92,6 +92,7 @@ def test_prefill(prefixes, extends, window):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("threads", "batches", "dtype"),
     [(1, 100, "float32"), (2, 30, "float32"), (1, 30, "bfloat16")],
