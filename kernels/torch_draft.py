@@ -1,16 +1,17 @@
-"""Draft logits on the CPU: each language's head rows copied once, into oneDNN's layout.
+"""Draft logits on the CPU: each language's head rows copied once, as their product likes them.
 
 Selecting the rows at every step is slower than scoring the full head on a CPU (measured: 0.7x at
-D 576, 32k of 49k ids), hence copies, the full vocabulary's among them. They are float32, so that
-products are exact to float32 as in the Triton kernel; without AMX bfloat16 is no faster. oneDNN's
-blocked layout takes two thirds of the time of ``mm`` from 8 rows on (16k x 576 on one Zen 3 core:
-3.9 against 5.8 ms for 8 rows, equal for 1), and a row's bits do not depend on the other rows.
+D 576, 32k of 49k ids), hence copies, the full vocabulary's among them. Products are exact to
+float32 as in the Triton kernel. By themselves the kernels have oneDNN's, whose blocked layout takes
+two thirds of the time of ``mm`` from 8 rows on (16k x 576 on one Zen 3 core: 3.9 against 5.8 ms for
+8 rows, equal for 1); the CPU platform puts its own in its place (``TorchDraftLogits.packer``).
 
 ``languages`` is read on the host, which on the CPU costs nothing and waits for nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,14 +23,23 @@ from fastmtp_kernels.slots import DraftSlots
 
 
 class _PackedList(NamedTuple):
-    """One language's ids, int64 [n], ascending, and their head rows in oneDNN's layout."""
+    """One language's ids, int64 [n], ascending, and the product with their head rows."""
 
     ids: Tensor
-    weights: Tensor
+    product: Callable[[Tensor], Tensor] | None
+
+
+def onednn_product(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Copy head rows [n, D]; the product of float32 hidden states [B, D] with them, [B, n]."""
+    weights = torch.ops.mkldnn._reorder_linear_weight(rows.float(), None)
+    return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden, weights, None, "none", [], "")
 
 
 class TorchDraftLogits(DraftLogits):
     """``DraftLogits`` for CPU serving; also serves a rank whose shard holds none of a list."""
+
+    # How head rows are copied and multiplied.
+    packer = staticmethod(onednn_product)
 
     def __init__(self, head: Tensor, slots: DraftSlots, options: DraftOptions) -> None:
         """Copy each language's head rows."""
@@ -43,10 +53,10 @@ class TorchDraftLogits(DraftLogits):
     @torch.no_grad()
     def _pack(self, language: int) -> _PackedList:
         slots = self.slots.slots_of(language)
-        rows = self.head[self.slots.head_rows[slots].long()].float()
-        if len(rows):
-            rows = torch.ops.mkldnn._reorder_linear_weight(rows, None)
-        return _PackedList(self.slots.token_ids[slots].long(), rows)
+        rows = self.head[self.slots.head_rows[slots].long()]
+        return _PackedList(
+            self.slots.token_ids[slots].long(), self.packer(rows) if len(rows) else None
+        )
 
     def warm_up(self) -> None:
         """Nothing to compile."""
@@ -63,9 +73,8 @@ class TorchDraftLogits(DraftLogits):
             if not 0 <= language < len(self._lists) or len(self._lists[language].ids) == 0:
                 continue
             packed, index = self._lists[language], torch.tensor(rows)
-            scores = torch.ops.mkldnn._linear_pointwise(
-                hidden[index], packed.weights, None, "none", [], ""
-            )
+            assert packed.product is not None
+            scores = packed.product(hidden[index])
             keys[index], log_sum_exp[index] = self._reduce(scores, packed.ids)
         return self._tokens(keys, log_sum_exp)
 

@@ -84,13 +84,13 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
             return CpuAttnBackend(runner)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Repack the linear weights so that verifying K+1 tokens costs little more than one.
+        """Pack the weights for the native operators, and let SGLang find these.
 
-        And let SGLang find our rotary positions; not sooner, since its layers cannot be imported
-        while its model runner is.
+        Not sooner, since SGLang's layers cannot be imported while its model runner is.
         """
-        from fastmtp_sglang.serving.cpu import rotary
+        from fastmtp_sglang.serving.cpu import fused, replay
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
 
+        fused.register(self.get_dispatch_key_name())
         pack_model(model)
-        rotary.register(self.get_dispatch_key_name())
+        replay.install(model)
