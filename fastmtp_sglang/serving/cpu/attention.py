@@ -2,9 +2,9 @@
 
 What each query row sees is planned once per forward pass and shared by all layers: the address of
 its request's cache slots, how many of them from the first on, and a bit mask of the 64 behind those
-(a branch of a draft tree; 0 for a chain). A row's output depends on its own keys alone, to the last bit,
-so a token verified among K drafts gets the logits that plain decoding would have given it, wherever
-its prompt was cut and whatever shares its batch.
+(a branch of a draft tree; 0 for a chain). A row's output depends on its own keys alone, to the last
+bit, so a token verified among K drafts gets the logits that plain decoding would have given it,
+wherever its prompt was cut and whatever shares its batch.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ def rotate(
     if not known:
         return op.forward_native(positions, query, key, offsets, fused_set_kv_buffer_arg)
     angles = _float32(op, op.cos_sin_cache, 0.0)
-    heads = (t.unflatten(1, (-1, op.head_size)) for t in (query, key))
-    engine().rotate(positions, *heads, angles)
+    by_head = [t.unflatten(1, (-1, op.head_size)) for t in (query, key)]
+    engine().rotate(positions, by_head[0], by_head[1], angles)
     return query, key
 
 

@@ -1,10 +1,10 @@
 """The layers of a model without their Python: recorded once, then swept natively.
 
-A decoding step of a small model spends as much time in its layers' Python as in its products. The body
-of a model (embedding, layers, last norm) is therefore recorded as a tape the first time that it runs in
-a mode of SGLang's, and later batches of any size sweep the tape. A body that does anything besides the
-native operators (another attention, an adapter, a collective) is not recordable and runs as before, as
-does a call with embeddings instead of ids.
+A decoding step of a small model spends as much time in its layers' Python as in its products. The
+body of a model (embedding, layers, last norm) is therefore recorded as a tape the first time that it
+runs in a mode of SGLang's, and later batches of any size sweep the tape. A body that does anything
+besides the native operators (another attention, an adapter, a collective) is not recordable and runs
+as before, as does a call with embeddings instead of ids.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ _TAPES = "_fastmtp_tapes"
 
 def install(model: torch.nn.Module) -> None:
     """Let the body of a causal language model, or all of a head but its last layer, be recorded."""
+    owner, name = getattr(model, "model", None), "forward"
     if isinstance(model, FastMTPHead):
         # Its join is torch's elsewhere.
         model.join = fused.join
         owner, name = model, "states"
-    else:
-        owner, name = getattr(model, "model", None), "forward"
     if isinstance(owner, torch.nn.Module) and _TAPES not in owner.__dict__:
         owner.__dict__[_TAPES] = {}
         owner.__dict__[name] = functools.partial(_forward, owner, getattr(owner, name))

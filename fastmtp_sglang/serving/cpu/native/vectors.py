@@ -198,8 +198,8 @@ def weighted_rows(vectors: int, lanes: int, bf16: bool) -> Any:
     """Return the intrinsic out[:vectors * lanes] = scale * sum over t of weights[t] * row t.
 
     Its arguments: weights, address of float32 [n]; offsets, address of int64 [n], where row t
-    begins, in bytes behind `base`; n; base, the address of the rows' first element; scale; out, address of
-    float32. It adds the rows in their order.
+    begins, in bytes behind `base`; n; base, the address of the rows' first element; scale; out,
+    address of float32. It adds the rows in their order.
     """
 
     @intrinsic
