@@ -35,11 +35,31 @@ def onednn_product(rows: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden, weights, None, "none", [], "")
 
 
+def torch_best(scores: Tensor, k: int, log_sum_exp: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of scores [rows, n], which are overwritten; the first of equals first.
+
+    NaN counts as minus infinity.
+
+    Returns:
+        values [rows, k], places int64 [rows, k], log-sum-exp [rows] (empty if not asked for).
+    """
+    scores = scores.masked_fill_(scores.isnan(), -torch.inf)
+    log_sum = scores.logsumexp(dim=1) if log_sum_exp else scores.new_empty(0)
+    values, places = [], []
+    for _ in range(k):
+        best, place = scores.max(dim=1)  # the first of equals, hence the lowest id
+        values.append(best)
+        places.append(place)
+        scores.scatter_(1, place[:, None], -torch.inf)
+    return torch.stack(values, dim=1), torch.stack(places, dim=1), log_sum
+
+
 class TorchDraftLogits(DraftLogits):
     """``DraftLogits`` for CPU serving; also serves a rank whose shard holds none of a list."""
 
-    # How head rows are copied and multiplied.
+    # How head rows are copied and multiplied, and how the best are found.
     packer = staticmethod(onednn_product)
+    chooser = staticmethod(torch_best)
 
     def __init__(self, head: Tensor, slots: DraftSlots, options: DraftOptions) -> None:
         """Copy each language's head rows."""
@@ -85,17 +105,8 @@ class TorchDraftLogits(DraftLogits):
             scores *= options.scale
         if options.softcap:
             scores.div_(options.softcap).tanh_().mul_(options.softcap)
-        best, position = scores.max(dim=1)  # the first of equals, hence the lowest id
-        if best.isnan().any():
-            scores.masked_fill_(scores.isnan(), -torch.inf)
-            best, position = scores.max(dim=1)
-        log_sum_exp = scores.logsumexp(dim=1) if options.log_sum_exp else best
-        columns = [encode_keys(best, ids[position])]
-        for _ in range(1, options.top_k):
-            scores.scatter_(1, position[:, None], -torch.inf)
-            best, position = scores.max(dim=1)
-            columns.append(encode_keys(best, ids[position]))
-        return torch.stack(columns, dim=1), log_sum_exp
+        best, position, log_sum_exp = self.chooser(scores, options.top_k, options.log_sum_exp)
+        return encode_keys(best, ids[position]), log_sum_exp if options.log_sum_exp else best[:, 0]
 
     @torch.no_grad()
     def merge(self, keys: Tensor, log_sum_exp: Tensor | None = None) -> DraftTokens:

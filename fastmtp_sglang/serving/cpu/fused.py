@@ -127,6 +127,11 @@ def draft_product(rows: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda hidden: engine().product(hidden, packed)
 
 
+def draft_best(scores: Tensor, k: int, log_sum_exp: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`fastmtp_kernels.torch_draft.torch_best` as one operator."""
+    return engine().best(scores, k, log_sum_exp)
+
+
 def _plain(x: Tensor, residual: Tensor | None = None) -> bool:
     """Whether the operators can read x and write the residual."""
     if x.dtype not in DTYPES or x.stride(-1) != 1:

@@ -204,6 +204,7 @@ def install() -> None:
     )
     _select_eagerly()
     TorchDraftLogits.packer = staticmethod(fused.draft_product)
+    TorchDraftLogits.chooser = staticmethod(fused.draft_best)
 
 
 def _select_eagerly() -> None:

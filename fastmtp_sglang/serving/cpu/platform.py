@@ -31,10 +31,15 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Refuse what cannot work here, with or without speculation; no default is changed.
 
+        And compile the native operators meanwhile, if that was never done.
+
         Raises:
             FastMTPError: naming the flag, the reason and the way out.
         """
         limits.refuse_any(server_args, limits.ON_A_CPU)
+        from fastmtp_sglang.serving.cpu.native.compiled import compile_ahead
+
+        compile_ahead()
 
     def get_default_attention_backend(self) -> str:
         """The name that `init_backend` gives to `cpu.attention.CpuAttnBackend`."""

@@ -10,7 +10,9 @@ from numba import njit
 
 from fastmtp_sglang.serving.cpu.native import vectors
 from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.emitter import LANES
 from fastmtp_sglang.serving.cpu.native.exponential import exp
+from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
     PASS_FIELDS,
@@ -18,18 +20,9 @@ from fastmtp_sglang.serving.cpu.native.passes import (
     SEEN,
     VISIBLE,
 )
-from fastmtp_sglang.serving.cpu.native.vectors import (
-    LANES,
-    float_of_bits,
-    floats,
-    halves,
-    integers,
-    rounded,
-    small_integers,
-    widened,
-)
+from fastmtp_sglang.serving.cpu.native.vectors import float_of_bits, round_row, widen_row
 
-_dot, _half_dot = vectors.dot(False), vectors.dot(True)
+_scores, _half_scores = vectors.key_scores(False), vectors.key_scores(True)
 _w8, _w4, _w2, _w1 = (vectors.weighted_rows(n, LANES, False) for n in (8, 4, 2, 1))
 _v8, _v4, _v2, _v1 = (vectors.weighted_rows(n, LANES, True) for n in (8, 4, 2, 1))
 _w0, _v0 = vectors.weighted_rows(1, 1, False), vectors.weighted_rows(1, 1, True)
@@ -40,8 +33,8 @@ _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
 @njit(error_model="numpy")
-def _weighted(weights, offsets, n, base, scale, out, size, bf16):
-    """out[:size] = scale * sum of weights[t] * row t, some registers at a time."""
+def _weighted(weights, slots, n, base, step, scale, out, size, bf16):
+    """out[:size] = scale * sum of weights[t] * row of slots[t], some registers at a time."""
     done = 0
     while done < size:
         left = size - done
@@ -49,38 +42,38 @@ def _weighted(weights, offsets, n, base, scale, out, size, bf16):
         to = out + done * 4
         if left >= 8 * LANES:
             if bf16:
-                _v8(weights, offsets, n, at, scale, to)
+                _v8(weights, slots, n, at, step, scale, to)
             else:
-                _w8(weights, offsets, n, at, scale, to)
+                _w8(weights, slots, n, at, step, scale, to)
             done += 8 * LANES
         elif left >= 4 * LANES:
             if bf16:
-                _v4(weights, offsets, n, at, scale, to)
+                _v4(weights, slots, n, at, step, scale, to)
             else:
-                _w4(weights, offsets, n, at, scale, to)
+                _w4(weights, slots, n, at, step, scale, to)
             done += 4 * LANES
         elif left >= 2 * LANES:
             if bf16:
-                _v2(weights, offsets, n, at, scale, to)
+                _v2(weights, slots, n, at, step, scale, to)
             else:
-                _w2(weights, offsets, n, at, scale, to)
+                _w2(weights, slots, n, at, step, scale, to)
             done += 2 * LANES
         elif left >= LANES:
             if bf16:
-                _v1(weights, offsets, n, at, scale, to)
+                _v1(weights, slots, n, at, step, scale, to)
             else:
-                _w1(weights, offsets, n, at, scale, to)
+                _w1(weights, slots, n, at, step, scale, to)
             done += LANES
         else:
             if bf16:
-                _v0(weights, offsets, n, at, scale, to)
+                _v0(weights, slots, n, at, step, scale, to)
             else:
-                _w0(weights, offsets, n, at, scale, to)
+                _w0(weights, slots, n, at, step, scale, to)
             done += 1
 
 
 @njit(error_model="numpy")
-def _list_slots(seen, window, offsets):
+def _list_slots(seen, window, listed):
     """Fill in the cache slots that a row sees, oldest first; how many there are."""
     prefix, bits = seen[1], seen[2]
     behind = 0
@@ -94,7 +87,7 @@ def _list_slots(seen, window, offsets):
     n = 0
     slots = small_integers(seen[0], prefix + 64)
     for position in range(min(start, prefix), prefix):
-        offsets[n] = slots[position]
+        listed[n] = slots[position]
         n += 1
     skip = max(0, start - prefix)
     for bit in range(64):
@@ -102,7 +95,7 @@ def _list_slots(seen, window, offsets):
             if skip > 0:
                 skip -= 1
             else:
-                offsets[n] = slots[prefix + bit]
+                listed[n] = slots[prefix + bit]
                 n += 1
     return n
 
@@ -135,44 +128,37 @@ def attend(op, rows, given, scratch, start, stop):
     scale, window, bf16, half_cache = float_of_bits(op[11]), op[12], op[13], op[14]
     width, cache_width = 2 if bf16 else 4, 2 if half_cache else 4
     group = heads // key_heads
-    query, mixed = floats(scratch, size), floats(scratch + size * 4, value_size)
-    scores_at = scratch + (size + value_size) * 4
+    mixed = scratch + size * 4
+    scores_at = mixed + value_size * 4
     scores = floats(scores_at, longest)
-    offsets_at = scores_at + longest * 4 + 8 - (scores_at + longest * 4) % 8
-    offsets = integers(offsets_at, longest)
+    slots_at = scores_at + longest * 4
+    slots_at += 8 - slots_at % 8
+    slots = integers(slots_at, longest)
     table = integers(visible, rows * SEEN)
+    listed, n = -1, 0
     for unit in range(start, stop):
         row, head = unit // heads, unit % heads
-        n = _list_slots(table[row * SEEN : row * SEEN + SEEN], window, offsets)
+        if row != listed:
+            n = _list_slots(table[row * SEEN : row * SEEN + SEEN], window, slots)
+            listed = row
         key_head = head // group
         x = op[1] + (row * op[2] + head * size) * width
         if bf16:
-            bits = halves(x, size)
-            for i in range(size):
-                query[i] = widened(bits[i])
+            widen_row(x, scratch, size)
             x = scratch
         keys = op[5] + key_head * size * cache_width
         step = key_heads * size * cache_width
         if half_cache:
-            for t in range(n):
-                scores[t] = _half_dot(x, keys + offsets[t] * step, size) * scale
+            largest = _half_scores(x, slots_at, n, keys, step, size, scale, scores_at)
         else:
-            for t in range(n):
-                scores[t] = _dot(x, keys + offsets[t] * step, size) * scale
-        largest = scores[0]
-        for t in range(n):
-            largest = max(largest, scores[t])
+            largest = _scores(x, slots_at, n, keys, step, size, scale, scores_at)
         for t in range(n):
             scores[t] = exp(scores[t] - largest)
-        total = _total(scores, n)
-        value_step = key_heads * value_size * cache_width
-        for t in range(n):
-            offsets[t] *= value_step
+        share = _ONE / _total(scores, n)
         values = op[6] + key_head * value_size * cache_width
+        step = key_heads * value_size * cache_width
         out = op[3] + (row * op[4] + head * value_size) * width
-        to = scratch + size * 4 if bf16 else out
-        _weighted(scores_at, offsets_at, n, values, _ONE / total, to, value_size, half_cache)
+        to = mixed if bf16 else out
+        _weighted(scores_at, slots_at, n, values, step, share, to, value_size, half_cache)
         if bf16:
-            bits = halves(out, value_size)
-            for i in range(value_size):
-                bits[i] = rounded(mixed[i])
+            round_row(mixed, out, value_size)

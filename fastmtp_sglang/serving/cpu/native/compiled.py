@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +20,9 @@ import llvmlite.binding as llvm
 import numba
 
 from fastmtp_sglang.files.cache import directory as cache_directory
+
+# The file that says that the cache holds everything.
+_COMPLETE = "complete"
 
 
 def operator(function: Callable[..., None]) -> Any:
@@ -48,6 +53,26 @@ def _cached(compiler: Any, signature: Any) -> Callable[[Callable[..., Any]], Any
             numba.config.CACHE_DIR = before
 
     return decorate
+
+
+def compile_ahead() -> None:
+    """Compile in a process of its own what the cache lacks, while SGLang starts.
+
+    Called by the process that starts the others; the one that computes finds the code there, or
+    compiles it itself where nothing can be kept.
+    """
+    folder = cache_folder()
+    if folder is None or (Path(folder) / _COMPLETE).exists():
+        return
+    command = [sys.executable, "-c", f"import {__package__}.engine"]
+    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def mark_complete() -> None:
+    """Note that the cache holds everything."""
+    folder = cache_folder()
+    if folder is not None:
+        (Path(folder) / _COMPLETE).touch()
 
 
 @cache

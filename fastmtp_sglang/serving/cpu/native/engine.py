@@ -18,6 +18,9 @@ from torch import Tensor
 
 from fastmtp_sglang.serving.cpu.native import rows as by_row
 from fastmtp_sglang.serving.cpu.native.attention import BYTES_A_KEY, attend
+from fastmtp_sglang.serving.cpu.native.best import best
+from fastmtp_sglang.serving.cpu.native.compiled import mark_complete
+from fastmtp_sglang.serving.cpu.native.emitter import PANEL
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
     IDS,
@@ -34,10 +37,11 @@ from fastmtp_sglang.serving.cpu.native.passes import (
 )
 from fastmtp_sglang.serving.cpu.native.product import product
 from fastmtp_sglang.serving.cpu.native.team import Team
-from fastmtp_sglang.serving.cpu.native.vectors import PANEL
 
 if TYPE_CHECKING:
     from fastmtp_sglang.serving.cpu.native.tape import Recording
+
+mark_complete()
 
 # What the row-wise operators and short contexts need; grows with what is asked for.
 _SMALLEST_SCRATCH = 1 << 20
@@ -196,7 +200,7 @@ class Engine:
         rows = len(flat)
         out = self.new(rows, groups * width, x.dtype)
         kept = None if residual is None else _by_rows(residual, width)
-        self.reserve(width * 4)
+        self.reserve(width * 8)
         self._run(
             rows,
             by_row.norm.address,
@@ -220,6 +224,7 @@ class Engine:
         width = x.shape[-1] // 2
         flat = _by_rows(x, 2 * width)
         out = self.new(len(flat), width, x.dtype)
+        self.reserve(width * 8)
         self._run(
             len(flat),
             by_row.gate.address,
@@ -363,6 +368,29 @@ class Engine:
             ids=ids,
         )
         return out
+
+    def best(self, scores: Tensor, k: int, log_sum_exp: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The k largest of float32 scores [N, n], as `best.best` says.
+
+        Returns:
+            values float32 [N, k], places int64 [N, k], log-sum-exp float32 [N] (empty if not asked).
+        """
+        rows, width = scores.shape
+        values = torch.empty(rows, k)
+        places = torch.empty(rows, k, dtype=torch.int64)
+        log_sum = torch.empty(rows if log_sum_exp else 0)
+        self._run(
+            rows,
+            best.address,
+            scores.data_ptr(),
+            width,
+            k,
+            values.data_ptr(),
+            places.data_ptr(),
+            log_sum.data_ptr() if log_sum_exp else 0,
+            parts_a_row=1,
+        )
+        return values, places, log_sum
 
     def _run(
         self, rows: int, *fields: int, parts_a_row: int = 0, parts: int = 0, **of_rows: Tensor

@@ -9,15 +9,9 @@ from numba import njit
 
 from fastmtp_sglang.serving.cpu.native import vectors
 from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.emitter import PANEL, ROWS_AT_ONCE
+from fastmtp_sglang.serving.cpu.native.machine import floats, integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
-from fastmtp_sglang.serving.cpu.native.vectors import (
-    PANEL,
-    ROWS_AT_ONCE,
-    floats,
-    halves,
-    integers,
-    rounded,
-)
 
 _p1, _p2, _p3, _p4, _p5, _p6 = (vectors.panel_product(n, False) for n in range(1, 7))
 _h1, _h2, _h3, _h4, _h5, _h6 = (vectors.panel_product(n, True) for n in range(1, 7))
@@ -82,17 +76,15 @@ def product(op, rows, given, scratch, start, stop):
             continue
         _multiply(x, x_stride, rows, weights, inputs, tile, PANEL, half_weights)
         for row in range(rows):
-            values = floats(tile + row * PANEL * 4, PANEL)
+            values = tile + row * PANEL * 4
             if op[8]:
-                bias = floats(op[8] + column * 4, columns)
+                numbers, bias = floats(values, columns), floats(op[8] + column * 4, columns)
                 for i in range(columns):
-                    values[i] += bias[i]
+                    numbers[i] += bias[i]
             target = out + (row * out_stride + column) * width
             if bf16:
-                bits = halves(target, columns)
-                for i in range(columns):
-                    bits[i] = rounded(values[i])
+                vectors.round_row(values, target, columns)
             else:
-                numbers = floats(target, columns)
+                sums, numbers = floats(values, columns), floats(target, columns)
                 for i in range(columns):
-                    numbers[i] = values[i]
+                    numbers[i] = sums[i]

@@ -3,23 +3,15 @@
 import numpy as np
 from numba import njit
 
-from fastmtp_sglang.serving.cpu.native import vectors
 from fastmtp_sglang.serving.cpu.native.compiled import operator
 from fastmtp_sglang.serving.cpu.native.exponential import exp
+from fastmtp_sglang.serving.cpu.native.machine import floats, halves, integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS, IDS, PASS_FIELDS, POSITIONS, SLOTS
-from fastmtp_sglang.serving.cpu.native.vectors import (
-    float_of_bits,
-    floats,
-    halves,
-    integers,
-    rounded,
-    widened,
-)
+from fastmtp_sglang.serving.cpu.native.vectors import dot, float_of_bits, round_row, widen_row
 
 # The activations of `gate` by number.
 GATES = ("silu", "tanh", "none")
 
-_dot = vectors.dot(False)
 _f = np.float32
 _ONE, _HALF, _ZERO, _TWO = _f(1.0), _f(0.5), _f(0.0), _f(2.0)
 _TANH_A, _TANH_B = _f(0.7978845608028654), _f(0.044715)
@@ -30,13 +22,18 @@ _A4, _A5, _AP = _f(-1.453152027), _f(1.061405429), _f(0.3275911)
 
 
 @njit(error_model="numpy")
-def _gate(x, kind):
-    if kind == 0:
-        return x / (_ONE + exp(-x))
-    if kind == 1:
-        # x * sigmoid(2 z) is x / 2 * (1 + tanh(z)).
-        z = _TANH_A * (x + _TANH_B * x * x * x)
-        return x / (_ONE + exp(-_TWO * z))
+def _silu(x):
+    return x / (_ONE + exp(-x))
+
+
+@njit(error_model="numpy")
+def _gelu_by_tanh(x):
+    # x * sigmoid(2 z) is x / 2 * (1 + tanh(z)).
+    return x / (_ONE + exp(-_TWO * _TANH_A * (x + _TANH_B * x * x * x)))
+
+
+@njit(error_model="numpy")
+def _gelu(x):
     z = abs(x) * _ROOT_HALF
     t = _ONE / (_ONE + _AP * z)
     tail = ((((_A5 * t + _A4) * t + _A3) * t + _A2) * t + _A1) * t * exp(-z * z)
@@ -47,14 +44,30 @@ def _gate(x, kind):
 def widen(op, rows, given, scratch, start, stop):
     """out = x, from bfloat16 to float32. Fields: x, its stride, out, width."""
     op = integers(op, FIELDS)
-    width = op[4]
     for row in range(start, stop):
-        bits, numbers = (
-            halves(op[1] + row * op[2] * 2, width),
-            floats(op[3] + row * width * 4, width),
-        )
+        widen_row(op[1] + row * op[2] * 2, op[3] + row * op[4] * 4, op[4])
+
+
+@njit(error_model="numpy")
+def _read(x, target, width, bf16):
+    """target[:width], float32, = x."""
+    if bf16:
+        widen_row(x, target, width)
+    else:
+        numbers, copy = floats(x, width), floats(target, width)
         for i in range(width):
-            numbers[i] = widened(bits[i])
+            copy[i] = numbers[i]
+
+
+@njit(error_model="numpy")
+def _write(x, target, width, bf16):
+    """target[:width] = x, float32."""
+    if bf16:
+        round_row(x, target, width)
+    else:
+        numbers, copy = floats(x, width), floats(target, width)
+        for i in range(width):
+            copy[i] = numbers[i]
 
 
 @operator
@@ -67,41 +80,23 @@ def norm(op, rows, given, scratch, start, stop):
     op = integers(op, FIELDS)
     width, groups, bf16, eps = op[8], op[9], op[10], float_of_bits(op[11])
     weight, sums = floats(op[7], width), floats(scratch, width)
+    before_at = scratch + width * 4
+    before = floats(before_at, width)
     size = 2 if bf16 else 4
     for row in range(start, stop):
         for group in range(groups):
             at = group * width
-            x = op[1] + (row * op[2] + at) * size
-            out = op[3] + (row * op[4] + at) * size
-            kept = op[5] + (row * op[6] + at) * size
-            if bf16:
-                bits = halves(x, width)
+            _read(op[1] + (row * op[2] + at) * size, scratch, width, bf16)
+            if op[5]:
+                residual = op[5] + (row * op[6] + at) * size
+                _read(residual, before_at, width, bf16)
                 for i in range(width):
-                    sums[i] = widened(bits[i])
-                if op[5]:
-                    bits = halves(kept, width)
-                    for i in range(width):
-                        sums[i] += widened(bits[i])
-                        bits[i] = rounded(sums[i])
-            else:
-                numbers = floats(x, width)
-                for i in range(width):
-                    sums[i] = numbers[i]
-                if op[5]:
-                    numbers = floats(kept, width)
-                    for i in range(width):
-                        sums[i] += numbers[i]
-                        numbers[i] = sums[i]
-            mean = _dot(scratch, scratch, width) / _f(width)
-            factor = _ONE / np.sqrt(mean + eps)
-            if bf16:
-                bits = halves(out, width)
-                for i in range(width):
-                    bits[i] = rounded(sums[i] * factor * weight[i])
-            else:
-                numbers = floats(out, width)
-                for i in range(width):
-                    numbers[i] = sums[i] * factor * weight[i]
+                    sums[i] += before[i]
+                _write(scratch, residual, width, bf16)
+            factor = _ONE / np.sqrt(dot(scratch, scratch, width) / _f(width) + eps)
+            for i in range(width):
+                sums[i] = sums[i] * factor * weight[i]
+            _write(scratch, op[3] + (row * op[4] + at) * size, width, bf16)
 
 
 @operator
@@ -113,39 +108,35 @@ def gate(op, rows, given, scratch, start, stop):
     op = integers(op, FIELDS)
     width, kind, bf16 = op[5], op[6], op[7]
     size = 2 if bf16 else 4
+    gates, ups = floats(scratch, width), floats(scratch + width * 4, width)
     for row in range(start, stop):
         x = op[1] + row * op[2] * size
-        out = op[3] + row * op[4] * size
-        if bf16:
-            gates, ups, bits = halves(x, width), halves(x + width * 2, width), halves(out, width)
+        _read(x, scratch, width, bf16)
+        _read(x + width * size, scratch + width * 4, width, bf16)
+        # One loop for each activation: with the choice inside it would not be vectors.
+        if kind == 0:
             for i in range(width):
-                bits[i] = rounded(_gate(widened(gates[i]), kind) * widened(ups[i]))
-        elif kind == 0:
-            gated, up, numbers = floats(x, width), floats(x + width * 4, width), floats(out, width)
+                gates[i] = _silu(gates[i]) * ups[i]
+        elif kind == 1:
             for i in range(width):
-                numbers[i] = _gate(gated[i], 0) * up[i]
+                gates[i] = _gelu_by_tanh(gates[i]) * ups[i]
         else:
-            gated, up, numbers = floats(x, width), floats(x + width * 4, width), floats(out, width)
             for i in range(width):
-                numbers[i] = _gate(gated[i], kind) * up[i]
+                gates[i] = _gelu(gates[i]) * ups[i]
+        _write(scratch, op[3] + row * op[4] * size, width, bf16)
 
 
 @njit(error_model="numpy")
-def _turn(x, heads, size, half, angles, bf16):
+def _turn(x, heads, size, half, angles, scratch, bf16):
     """Rotate the first 2 * half elements of each head, in place."""
+    low, high = floats(scratch, half), floats(scratch + half * 4, half)
     for _ in range(heads):
-        if bf16:
-            low, high = halves(x, half), halves(x + half * 2, half)
-            for i in range(half):
-                a, b = widened(low[i]), widened(high[i])
-                low[i] = rounded(a * angles[i] - b * angles[half + i])
-                high[i] = rounded(b * angles[i] + a * angles[half + i])
-        else:
-            left, right = floats(x, half), floats(x + half * 4, half)
-            for i in range(half):
-                a, b = left[i], right[i]
-                left[i] = a * angles[i] - b * angles[half + i]
-                right[i] = b * angles[i] + a * angles[half + i]
+        _read(x, scratch, 2 * half, bf16)
+        for i in range(half):
+            a, b = low[i], high[i]
+            low[i] = a * angles[i] - b * angles[half + i]
+            high[i] = b * angles[i] + a * angles[half + i]
+        _write(scratch, x, 2 * half, bf16)
         x += size * (2 if bf16 else 4)
 
 
@@ -162,29 +153,20 @@ def rotate(op, rows, given, scratch, start, stop):
     places = integers(positions, rows)
     for row in range(start, stop):
         angles = floats(op[9] + places[row] * part * 4, part)
-        _turn(op[1] + row * op[2] * width, op[3], size, part // 2, angles, bf16)
-        _turn(op[4] + row * op[5] * width, op[6], size, part // 2, angles, bf16)
+        _turn(op[1] + row * op[2] * width, op[3], size, part // 2, angles, scratch, bf16)
+        _turn(op[4] + row * op[5] * width, op[6], size, part // 2, angles, scratch, bf16)
 
 
 @njit(error_model="numpy")
 def _store(source, target, width, bf16, half_cache):
-    if bf16 == half_cache:
-        if bf16:
-            bits, to = halves(source, width), halves(target, width)
-            for i in range(width):
-                to[i] = bits[i]
-        else:
-            numbers, into = floats(source, width), floats(target, width)
-            for i in range(width):
-                into[i] = numbers[i]
-    elif bf16:
-        bits, into = halves(source, width), floats(target, width)
+    if bf16 and half_cache:
+        bits, to = halves(source, width), halves(target, width)
         for i in range(width):
-            into[i] = widened(bits[i])
+            to[i] = bits[i]
+    elif half_cache:
+        round_row(source, target, width)
     else:
-        numbers, to = floats(source, width), halves(target, width)
-        for i in range(width):
-            to[i] = rounded(numbers[i])
+        _read(source, target, width, bf16)
 
 
 @operator

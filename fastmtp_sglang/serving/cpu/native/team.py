@@ -16,6 +16,15 @@ import numpy as np
 from numba import njit, types
 
 from fastmtp_sglang.serving.cpu.native.compiled import compiled
+from fastmtp_sglang.serving.cpu.native.machine import (
+    call,
+    exchange,
+    fetch_add,
+    integers,
+    load_acquire,
+    pause,
+    store_release,
+)
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
     PARTS,
@@ -24,15 +33,6 @@ from fastmtp_sglang.serving.cpu.native.passes import (
     ROWS,
     SCRATCH,
     SCRATCH_BYTES,
-)
-from fastmtp_sglang.serving.cpu.native.vectors import (
-    call,
-    exchange,
-    fetch_add,
-    integers,
-    load_acquire,
-    pause,
-    store_release,
 )
 
 _sem_post = types.ExternalFunction("sem_post", types.int32(types.int64))
