@@ -1,10 +1,10 @@
 """The layers of a model without their Python: recorded once, then swept natively.
 
 A decoding step of a small model spends as much time in its layers' Python as in its products. The
-body of a model (embedding, layers, last norm) is therefore recorded as a tape the first time that it
-runs in a mode of SGLang's, and later batches of any size sweep the tape. A body that does anything
-besides the native operators (another attention, an adapter, a collective) is not recordable and runs
-as before, as does a call with embeddings instead of ids.
+body of a model (embedding, layers, last norm) is therefore recorded as a tape the first time that
+it runs in a mode of SGLang's, and later batches of any size sweep the tape. A body that does
+anything besides the native operators (another attention, an adapter, a collective) is not
+recordable and runs as before, as does a call with embeddings instead of ids.
 """
 
 from __future__ import annotations

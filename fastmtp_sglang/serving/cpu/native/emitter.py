@@ -1,4 +1,4 @@
-"""LLVM code for vectors of float32, said once: loads, stores, multiply-add, sums of lanes, loops."""
+"""LLVM code for vectors of float32, said once: loads, stores, multiply-add, sums, loops."""
 
 from collections.abc import Callable
 

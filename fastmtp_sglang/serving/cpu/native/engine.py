@@ -373,7 +373,7 @@ class Engine:
         """The k largest of float32 scores [N, n], as `best.best` says.
 
         Returns:
-            values float32 [N, k], places int64 [N, k], log-sum-exp float32 [N] (empty if not asked).
+            values float32 [N, k], places int64 [N, k], log-sum-exp float32 [N], empty if not asked.
         """
         rows, width = scores.shape
         values = torch.empty(rows, k)

@@ -189,8 +189,9 @@ def round_row(typing, source, target, n):
 def key_scores(bf16: bool) -> Any:
     """Return the intrinsic out[t] = scale * query . key t, and the largest of them.
 
-    Its arguments: query, address of float32 [size]; slots, address of int64 [n]; n; base, where slot
-    0's key begins, and step, the bytes from slot to slot; size; scale; out, address of float32 [n].
+    Its arguments: query, address of float32 [size]; slots, address of int64 [n]; n; base, where
+    slot 0's key begins, and step, the bytes from slot to slot; size; scale; out, address of float32
+    [n].
     LANES keys are computed side by side, each in the order that it has alone.
     """
 
