@@ -418,4 +418,5 @@ def _by_rows(x: Tensor, width: int) -> Tensor:
 
 
 def _bits(value: float) -> int:
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+    """The bits of a float32, below zero: a tape must not take them for an address."""
+    return struct.unpack("<i", struct.pack("<f", value))[0] - (1 << 32)

@@ -48,6 +48,7 @@ _CONTROL_BYTES = 512
 _COUNTER_BYTES = 16
 _LOW = (1 << 32) - 1
 _JOBS = (1 << 30) - 1
+_NO_JOB = 1 << 30
 # Some 0.1 ms: the gaps between the sweeps of a decoding step.
 _LOOKS_BEFORE_SLEEP = 5_000
 # A thread that waits longer than a part takes lets others run: the late one may need this core.
@@ -135,6 +136,9 @@ def _serve(control, worker):
             workers,
         )
         if worker == 0:
+            # The next job's operators are written before its counters: nobody claims them for this.
+            for i in range(memory[_COUNT // 8]):
+                store_release(memory[_COUNTERS // 8] + _COUNTER_BYTES * i, _NO_JOB << 32)
             return 0
 
 

@@ -3,6 +3,8 @@
 Alone: pytest tests/serving/cpu/native/test_tape.py
 """
 
+import functools
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ class Block:
         self.down = Packed.of(random(WIDTH, 72).to(dtype))
         angle = 10 * torch.rand(SLOTS, SIZE // 2, generator=source)
         self.angles = torch.cat((angle.cos(), angle.sin()), 1)
-        self.caches = torch.zeros(2, SLOTS, KEY_HEADS, SIZE, dtype=dtype)
+        self.caches = [torch.zeros(SLOTS, KEY_HEADS, SIZE, dtype=dtype) for _ in range(2)]
         self.request = torch.arange(SLOTS, dtype=torch.int32)
         engine.reserve_keys(SLOTS + 64)
 
@@ -74,11 +76,13 @@ def test_a_sweep_equals_the_operators_one_by_one(engine, recorded, dtype):
     tape = block.tape(recorded)
     for count in (1, 3, 7, SWEEP, SWEEP + 44):
         of_rows = block.rows(count)
-        block.caches.zero_()
-        expected, caches = block(**of_rows), block.caches.clone()
-        block.caches.zero_()
-        assert torch.equal(tape.sweep(count, **of_rows), expected)
-        assert torch.equal(block.caches, caches)
+        passes = []
+        for compute in (block, functools.partial(tape.sweep, count)):
+            for cache in block.caches:
+                cache.zero_()
+            passes.append((compute(**of_rows), *(cache.clone() for cache in block.caches)))
+        for one_by_one, swept in zip(*passes, strict=True):
+            assert torch.equal(swept, one_by_one)
 
 
 def test_results_stay_after_the_next_sweep(engine):
@@ -119,19 +123,19 @@ def test_other_work_is_not_recordable(engine):
 
 
 def test_rows_that_are_not_those_of_the_pass_are_not_recordable(engine):
-    x, positions = torch.ones(2, 8), torch.tensor([0, 1])
+    x, positions, others = torch.ones(2, 8), torch.tensor([0, 1]), torch.tensor([0, 1])
     with (
         pytest.raises(NotRecordable, match="positions"),
         Recording(engine, [x], positions=positions),
     ):
-        engine.join(x, x, torch.tensor([0, 1]))
+        engine.join(x, x, others)
 
 
 @pytest.mark.parametrize("name", ["an input", "memory of its own", "a part of a result"])
 def test_a_result_that_no_operator_made_is_not_recordable(engine, name):
-    x = torch.ones(2, 8)
+    x, weight = torch.ones(2, 8), torch.ones(8)
     with Recording(engine, [x]) as recording:
-        made = engine.norm(x, torch.ones(8), 1e-6)
+        made = engine.norm(x, weight, 1e-6)
     output = {
         "an input": x,
         "memory of its own": torch.ones(2, 8),

@@ -84,17 +84,14 @@ def test_a_late_thread_finds_nothing_left_of_its_job(new_engine):
     x, packed = product()
     engine = new_engine(1)
     engine.product(x, packed)
-    out = engine.product(x, packed)
-    out.zero_()
-    job = int(engine._team._memory[team._JOB // 8])
-    op = engine._ops[0].copy()
+    job, op = int(engine._team._memory[team._JOB // 8]), engine._ops[0].copy()
     assert (op[PARTS_A_ROW], op[PARTS]) == (0, len(packed.panels))
-    op[3], op[PARTS] = out.data_ptr(), 2 * op[PARTS]
-    # The parts beyond those of its job are the first panels once more.
+    # The next one multiplies by all panels twice.
     panels = torch.cat((packed.panels, packed.panels))
-    op[5], op[7] = panels.data_ptr(), len(panels) * panels.shape[2]
-    wide = torch.zeros(len(x), int(op[7]))
-    op[3], op[4] = wide.data_ptr(), wide.shape[1]
+    wide = torch.zeros(len(x), len(panels) * panels.shape[2])
+    op[PARTS] = len(panels)
+    op[3:6] = torch.tensor((wide.data_ptr(), wide.shape[1], panels.data_ptr()))
+    op[7] = wide.shape[1]
     counters = engine._team._counters
     before = counters[0].copy()
     team._sweep(
