@@ -9,6 +9,7 @@ recordable and runs as before, as does a call with embeddings instead of ids.
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from typing import Any
@@ -86,7 +87,7 @@ def _forward(
     tapes = owner.__dict__[_TAPES]
     mode = forward_batch.forward_mode
     if mode not in tapes:
-        tapes[mode] = _record(as_before, given, of_rows)
+        tapes[mode] = _record(stock, backend, forward_batch, given, of_rows)
     tape = tapes[mode]
     if tape is None or any(x.stride(1) != 1 or x.stride(0) != x.shape[1] for x in given):
         return as_before()
@@ -94,14 +95,27 @@ def _forward(
 
 
 def _record(
-    compute: Any, inputs: list[torch.Tensor], of_rows: dict[str, torch.Tensor]
+    stock: Any,
+    backend: CpuAttnBackend,
+    forward_batch: Any,
+    given: list[torch.Tensor],
+    of_rows: dict[str, torch.Tensor],
 ) -> Tape | None:
+    if len(of_rows["ids"]) == 1:
+        # Views of a single row do not tell how far apart rows lie: it is computed twice.
+        given = [torch.cat((x, x)) for x in given]
+        of_rows = {name: torch.cat((rows, rows)) for name, rows in of_rows.items()}
+    batch = copy.copy(forward_batch)
+    batch.out_cache_loc = of_rows["slots"]
+    visible, backend.visible = backend.visible, of_rows["visible"]
     try:
-        with Recording(engine(), inputs, **of_rows) as recording:
-            output = compute()
+        with Recording(engine(), given, **of_rows) as recording:
+            output = stock(of_rows["ids"], of_rows["positions"], batch, *given)
         tape = recording.tape(output)
     except NotRecordable as reason:
         logger.info("The model's layers run one by one: %s cannot be recorded.", reason)
         return None
+    finally:
+        backend.visible = visible
     logger.info("The model's layers are recorded: %d native operators.", len(tape))
     return tape

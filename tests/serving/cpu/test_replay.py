@@ -99,11 +99,11 @@ class Machine:
         )
         self.backend = CpuAttnBackend(runner)
 
-    def run(self, body: Body, first: int, count: int, **kwargs) -> torch.Tensor:
+    def run(self, body: Body, first: int, count: int, mode=None, **kwargs) -> torch.Tensor:
         """Positions first..first + count - 1: a decode step if it is one row, else a prefill."""
         positions = torch.arange(first, first + count)
         batch = SimpleNamespace(
-            forward_mode=ForwardMode.DECODE if count == 1 else ForwardMode.EXTEND,
+            forward_mode=mode or (ForwardMode.DECODE if count == 1 else ForwardMode.EXTEND),
             req_pool_indices=torch.zeros(1, dtype=torch.int64),
             seq_lens=torch.tensor([first + count]),
             extend_prefix_lens=torch.tensor([first]),
@@ -137,6 +137,18 @@ def test_a_tape_is_the_layers_bit_by_bit(dtype):
     # Once more, and without its layers.
     outputs(recorded, dtype)
     assert recorded.model.calls == 2
+
+
+def test_what_one_row_recorded_serves_many():
+    """A server's first request decodes alone."""
+    plain, recorded = Model(), Model()
+    replay.install(recorded)
+    passes = [(0, 1, ForwardMode.EXTEND), (1, 5, ForwardMode.EXTEND), (6, 9, ForwardMode.EXTEND)]
+    for expected, actual in zip(
+        outputs(plain, torch.float32, passes), outputs(recorded, torch.float32, passes), strict=True
+    ):
+        assert torch.equal(actual, expected)
+    assert recorded.model.calls == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -399,7 +399,7 @@ class Engine:
         op[: len(fields)] = fields
         op[PARTS_A_ROW], op[PARTS] = parts_a_row, parts
         if self.recording is not None:
-            self.recording.note(op, of_rows)
+            self.recording.note(op, rows, of_rows)
         if rows:
             self.sweep(self._ops_at, 1, rows, **{name: t.data_ptr() for name, t in of_rows.items()})
 

@@ -45,10 +45,12 @@ class Recording(TorchDispatchMode):
             engine: whose operators are noted.
             inputs: float tensors [rows, width] that the pass starts from.
             of_rows: int64 tensors that it is given for its rows, by the names of `Engine.sweep`.
+                At least two rows: of one alone, views do not tell how far apart rows lie.
         """
         super().__init__()
         self._engine = engine
         self._inputs = inputs
+        self._rows = len(next(iter((*inputs, *of_rows.values()))))
         self._of_rows = {name: tensor.data_ptr() for name, tensor in of_rows.items()}
         self._owned: list[Tensor] = list(self._inputs)
         self._ops: list[np.ndarray] = []
@@ -72,12 +74,14 @@ class Recording(TorchDispatchMode):
         """Take a result into account."""
         self._owned.append(made)
 
-    def note(self, op: np.ndarray, of_rows: dict[str, Tensor]) -> None:
+    def note(self, op: np.ndarray, rows: int, of_rows: dict[str, Tensor]) -> None:
         """Add an operator.
 
         Raises:
             NotRecordable: it is given other rows than the pass.
         """
+        if rows not in (self._rows, min(self._rows, SWEEP)):
+            raise NotRecordable(f"an operator of {rows} rows in a pass of {self._rows}")
         for name, tensor in of_rows.items():
             if self._of_rows.get(name) != tensor.data_ptr():
                 raise NotRecordable(f"{name} of an operator are not those of the pass")

@@ -69,7 +69,7 @@ class Block:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("recorded", [1, 3, SWEEP + 9])
+@pytest.mark.parametrize("recorded", [2, 3, SWEEP + 9])
 def test_a_sweep_equals_the_operators_one_by_one(engine, recorded, dtype):
     """Whatever number of rows was recorded, also more than one sweep holds."""
     block = Block(engine, dtype)
@@ -129,6 +129,13 @@ def test_rows_that_are_not_those_of_the_pass_are_not_recordable(engine):
         Recording(engine, [x], positions=positions),
     ):
         engine.join(x, x, others)
+
+
+def test_operators_over_other_rows_are_not_recordable(engine):
+    """As SGLang normalizes heads: a row of a projection becomes as many rows."""
+    x, weight = torch.ones(2, 8), torch.ones(4)
+    with pytest.raises(NotRecordable, match="4 rows in a pass of 2"), Recording(engine, [x]):
+        engine.norm(x.reshape(-1, 4), weight, 1e-6)
 
 
 @pytest.mark.parametrize("name", ["an input", "memory of its own", "a part of a result"])
