@@ -1,16 +1,17 @@
-"""Draft logits on the CPU: each language's head rows copied once, into oneDNN's layout.
+"""Draft logits on the CPU: each language's head rows copied once, as their product likes them.
 
 Selecting the rows at every step is slower than scoring the full head on a CPU (measured: 0.7x at
-D 576, 32k of 49k ids), hence copies, the full vocabulary's among them. They are float32, so that
-products are exact to float32 as in the Triton kernel; without AMX bfloat16 is no faster. oneDNN's
-blocked layout takes two thirds of the time of ``mm`` from 8 rows on (16k x 576 on one Zen 3 core:
-3.9 against 5.8 ms for 8 rows, equal for 1), and a row's bits do not depend on the other rows.
+D 576, 32k of 49k ids), hence copies, the full vocabulary's among them. Products are exact to
+float32 as in the Triton kernel. By themselves the kernels have oneDNN's, whose blocked layout takes
+two thirds of the time of ``mm`` from 8 rows on (16k x 576 on one Zen 3 core: 3.9 against 5.8 ms for
+8 rows, equal for 1); the CPU platform puts its own in its place (``TorchDraftLogits.packer``).
 
 ``languages`` is read on the host, which on the CPU costs nothing and waits for nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,14 +23,43 @@ from fastmtp_kernels.slots import DraftSlots
 
 
 class _PackedList(NamedTuple):
-    """One language's ids, int64 [n], ascending, and their head rows in oneDNN's layout."""
+    """One language's ids, int64 [n], ascending, and the product with their head rows."""
 
     ids: Tensor
-    weights: Tensor
+    product: Callable[[Tensor], Tensor] | None
+
+
+def onednn_product(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Copy head rows [n, D]; the product of float32 hidden states [B, D] with them, [B, n]."""
+    weights = torch.ops.mkldnn._reorder_linear_weight(rows.float(), None)
+    return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden, weights, None, "none", [], "")
+
+
+def torch_best(scores: Tensor, k: int, log_sum_exp: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of scores [rows, n], which are overwritten; the first of equals first.
+
+    NaN counts as minus infinity.
+
+    Returns:
+        values [rows, k], places int64 [rows, k], log-sum-exp [rows] (empty if not asked for).
+    """
+    scores = scores.masked_fill_(scores.isnan(), -torch.inf)
+    log_sum = scores.logsumexp(dim=1) if log_sum_exp else scores.new_empty(0)
+    values, places = [], []
+    for _ in range(k):
+        best, place = scores.max(dim=1)  # the first of equals, hence the lowest id
+        values.append(best)
+        places.append(place)
+        scores.scatter_(1, place[:, None], -torch.inf)
+    return torch.stack(values, dim=1), torch.stack(places, dim=1), log_sum
 
 
 class TorchDraftLogits(DraftLogits):
     """``DraftLogits`` for CPU serving; also serves a rank whose shard holds none of a list."""
+
+    # How head rows are copied and multiplied, and how the best are found.
+    packer = staticmethod(onednn_product)
+    chooser = staticmethod(torch_best)
 
     def __init__(self, head: Tensor, slots: DraftSlots, options: DraftOptions) -> None:
         """Copy each language's head rows."""
@@ -43,10 +73,10 @@ class TorchDraftLogits(DraftLogits):
     @torch.no_grad()
     def _pack(self, language: int) -> _PackedList:
         slots = self.slots.slots_of(language)
-        rows = self.head[self.slots.head_rows[slots].long()].float()
-        if len(rows):
-            rows = torch.ops.mkldnn._reorder_linear_weight(rows, None)
-        return _PackedList(self.slots.token_ids[slots].long(), rows)
+        rows = self.head[self.slots.head_rows[slots].long()]
+        return _PackedList(
+            self.slots.token_ids[slots].long(), self.packer(rows) if len(rows) else None
+        )
 
     def warm_up(self) -> None:
         """Nothing to compile."""
@@ -63,9 +93,8 @@ class TorchDraftLogits(DraftLogits):
             if not 0 <= language < len(self._lists) or len(self._lists[language].ids) == 0:
                 continue
             packed, index = self._lists[language], torch.tensor(rows)
-            scores = torch.ops.mkldnn._linear_pointwise(
-                hidden[index], packed.weights, None, "none", [], ""
-            )
+            assert packed.product is not None
+            scores = packed.product(hidden[index])
             keys[index], log_sum_exp[index] = self._reduce(scores, packed.ids)
         return self._tokens(keys, log_sum_exp)
 
@@ -76,17 +105,8 @@ class TorchDraftLogits(DraftLogits):
             scores *= options.scale
         if options.softcap:
             scores.div_(options.softcap).tanh_().mul_(options.softcap)
-        best, position = scores.max(dim=1)  # the first of equals, hence the lowest id
-        if best.isnan().any():
-            scores.masked_fill_(scores.isnan(), -torch.inf)
-            best, position = scores.max(dim=1)
-        log_sum_exp = scores.logsumexp(dim=1) if options.log_sum_exp else best
-        columns = [encode_keys(best, ids[position])]
-        for _ in range(1, options.top_k):
-            scores.scatter_(1, position[:, None], -torch.inf)
-            best, position = scores.max(dim=1)
-            columns.append(encode_keys(best, ids[position]))
-        return torch.stack(columns, dim=1), log_sum_exp
+        best, position, log_sum_exp = self.chooser(scores, options.top_k, options.log_sum_exp)
+        return encode_keys(best, ids[position]), log_sum_exp if options.log_sum_exp else best[:, 0]
 
     @torch.no_grad()
     def merge(self, keys: Tensor, log_sum_exp: Tensor | None = None) -> DraftTokens:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from fastmtp_sglang.head.checkpoint import save_head
 from fastmtp_sglang.head.compatibility import mimo_name
@@ -23,7 +29,12 @@ from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
 SEED = 20250918
 LOOPS = range(1500, 1512)
-_CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+_CONFIGS = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "gemma3": Gemma3TextConfig,
+}
 
 
 def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0, **fields) -> Path:
@@ -38,7 +49,8 @@ def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0,
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=4096,
-        tie_word_embeddings=False,
+        # SGLang knows no other Gemma.
+        tie_word_embeddings=family == "gemma3",
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,

@@ -23,7 +23,7 @@ from fastmtp_sglang.head.module import FastMTPHead
 
 MAX_NEW_TOKENS = 24
 _SCRIPT = Path(__file__).with_name("record_drafts.py")
-_FLAGS = {
+FLAGS = {
     "dtype": "float32",
     "max_total_tokens": 4096,
     "context_length": 512,
@@ -108,7 +108,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
             speculation["speculative_draft_model_path"] = str(heads[family])
         plan.append(
             {
-                "flags": {"model_path": str(model), **_FLAGS, **flags, **speculation},
+                "flags": {"model_path": str(model), **FLAGS, **flags, **speculation},
                 "batches": batches(),
                 "max_new_tokens": MAX_NEW_TOKENS,
                 "answers": str(root / f"{name}.json"),
@@ -116,7 +116,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
                 "steps": _STEPS if "speculative_adaptive" in flags else [],
             }
         )
-    _run_script(root, plan)
+    run_script(root, plan)
     prompts = {rid: ids for batch in batches() for rid, ids in batch.items()}
     return {
         name: EngineRun(
@@ -131,7 +131,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
     }
 
 
-def _run_script(root: Path, plan: list[dict[str, Any]]) -> None:
+def run_script(root: Path, plan: list[dict[str, Any]]) -> None:
     (root / "plan.json").write_text(json.dumps(plan))
     log = root / "engines.log"
     with log.open("wb") as output:

@@ -8,7 +8,6 @@ answers None, "not mine", whenever anybody else could serve the machine.
 import logging
 import os
 from importlib.metadata import entry_points
-from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -30,30 +29,12 @@ def activate() -> str | None:
 
     if torch.accelerator.is_available() or _claimed_by_another_plugin():
         return None
-    # MKL picks its kernels by memory alignment unless told otherwise, and the same row of an
-    # attention product then differs in its last bit from call to call. This makes it reproducible;
-    # it is read at MKL's first product, which is later than this.
-    os.environ.setdefault("MKL_CBWR", mkl_mode())
     # OpenMP's threads spin for milliseconds at every barrier unless told otherwise: one other busy
     # process then slows two threads tenfold. Some 0.1 ms cover the gaps between torch's operators.
     # OpenMP reads it when it is loaded, so it reaches SGLang's scheduler, not this process.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     return PLATFORM_CLASS
-
-
-def mkl_mode(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The value of MKL_CBWR under which a row's product has the same bits beside any other rows.
-
-    Measured (tests/serving/cpu/test_attention.py): on Intel's CPUs only MKL's strict mode gives
-    that, which MKL documents for Intel alone; on AMD's Zen 3 the plain one does.
-    """
-    import torch
-
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return "COMPATIBLE"
-    intel = cpuinfo.exists() and "GenuineIntel" in cpuinfo.read_text()
-    return "AVX2,STRICT" if intel else "AVX2"
 
 
 def _claimed_by_another_plugin() -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fastmtp_kernels.torch_draft import TorchDraftLogits
 from fastmtp_sglang.serving.cpu import sampling
 
 
@@ -186,6 +187,7 @@ def install() -> None:
     """Put the torch operators, the chain attention and the draft backends in place; idempotent."""
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
+    from fastmtp_sglang.serving.cpu import fused
     from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuChainAttnBackend
 
     for module, name, replacement in _REPLACEMENTS:
@@ -201,6 +203,8 @@ def install() -> None:
         factory.draft_model_runner
     )
     _select_eagerly()
+    TorchDraftLogits.packer = staticmethod(fused.draft_product)
+    TorchDraftLogits.chooser = staticmethod(fused.draft_best)
 
 
 def _select_eagerly() -> None:

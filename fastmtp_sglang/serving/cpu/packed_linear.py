@@ -1,16 +1,9 @@
-"""Linear layers whose weights oneDNN has repacked once, at load time.
+"""Linear layers whose weights are packed once, at load time, for the native product.
 
-Verification multiplies K+1 rows by weights that plain decoding multiplies by one; the bytes read
-are the same, but torch's product over a row-major weight costs twice as much for 4 rows as for 1.
-oneDNN's blocked layout costs 1.3 times as much (all linear layers of SmolLM2-135M on two Zen 3
-cores: 22 ms for 1 row and 29 ms for 4, against 31 and 52), and it accumulates each output in the
-same order whatever the number of rows from two on, so a token's logits do not depend on who shares
-its batch. Decoding without speculation gains too.
-
-bfloat16 is repacked too where the CPU multiplies it (AVX-512, AMX): on two Sapphire Rapids cores a
-third of float32's time for 32 rows. There oneDNN sums 33 and more rows in other blocks than
-those of few, so products are taken of at most 32 rows: 96 rows then cost 1.9 times as much, well
-below float32.
+Verification multiplies K + 1 rows by weights that plain decoding multiplies by one; the bytes read
+are the same, and few rows cost little more than one (linear layers of SmolLM2-135M's size on two
+Zen 3 cores, milliseconds for 1 / 4 / 8 / 16 / 32 rows: float32 14 / 16 / 20 / 34 / 52, bfloat16
+10 / 10 / 17 / 23 / 44). A token's logits do not depend on who shares its batch.
 
 The row-major copy of a linear layer is freed; an embedding that doubles as head keeps its rows,
 since looking tokens up needs them.
@@ -26,73 +19,45 @@ from sglang.srt.layers.quantization.unquant import (
 )
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from fastmtp_sglang.serving.cpu import replay
+from fastmtp_sglang.serving.cpu.fused import DTYPES, forget_copies
+from fastmtp_sglang.serving.cpu.native.engine import Packed, engine
+
 # Multi-head latent attention reads this weight itself, in two halves.
 _READ_ELSEWHERE = ("kv_b_proj",)
-_BFLOAT16_ROWS = 32
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32
-
-
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
-
-
-def packed_product(
-    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Return x @ weight.T + bias.
-
-    Args:
-        x: [..., in_features] float32 or bfloat16, as the weight.
-        packed: oneDNN layout of a weight [out_features, in_features].
-        bias: [out_features] or None.
-
-    Returns:
-        [..., out_features]; a row's bits do not depend on the other rows.
-    """
-    rows = x.numel() // x.shape[-1]
-    if rows == 1:
-        # With AVX-512, oneDNN sums over 1,024 inputs of a lone row in other blocks than those of
-        # two; two rows take no longer than one, since the weight is what is read.
-        pair = x.reshape(1, -1).expand(2, -1)
-        product = torch.ops.mkldnn._linear_pointwise(pair, packed, bias, "none", [], "")
-        return product[:1].view(*x.shape[:-1], -1)
-    if x.dtype == torch.bfloat16 and rows > _BFLOAT16_ROWS:
-        parts = x.reshape(rows, -1).split(_BFLOAT16_ROWS)
-        # The last part may be a lone row.
-        product = torch.cat([packed_product(part, packed, bias) for part in parts])
-        return product.view(*x.shape[:-1], -1)
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return weight.dtype in DTYPES
 
 
 class PackedLinearMethod(UnquantizedLinearMethod):
-    """The method of a linear layer whose weight exists only in oneDNN's layout."""
+    """The method of a linear layer whose weight exists only in panels."""
 
     def __init__(self, layer: LinearBase) -> None:
-        self.packed: torch.Tensor | None = None
+        self.packed: Packed | None = None
+        self._bias: torch.Tensor | None = None
         self.pack(layer)
 
     def pack(self, layer: LinearBase) -> None:
-        """Move `layer.weight` into oneDNN's layout and free its rows."""
-        self.packed = _pack(layer.weight)
+        """Move `layer.weight` into panels and free its rows."""
+        self.packed, self._bias = Packed.of(layer.weight.data), None
         layer.weight.data = torch.empty(0, dtype=layer.weight.dtype)
 
     def unpack(self, layer: LinearBase) -> None:
         """Give `layer.weight` its rows back, exactly as they were, for a loader to fill."""
         assert self.packed is not None
-        layer.weight.data = self.packed.to_dense()
+        layer.weight.data = self.packed.rows()
         self.packed = None
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """SGLang's hook for the product of a linear layer."""
-        return packed_product(x, self.packed, bias)
+        if bias is not None and self._bias is None:
+            self._bias = bias.detach().float().contiguous()
+        assert self.packed is not None
+        return engine().product(x, self.packed, None if bias is None else self._bias)
 
 
 class PackedLMHeadMethod(UnquantizedEmbeddingMethod):
@@ -102,12 +67,10 @@ class PackedLMHeadMethod(UnquantizedEmbeddingMethod):
     by the memory that they were made from: target and draft share one.
     """
 
-    _packed_by_address: "weakref.WeakValueDictionary[int, _PackedHead]" = (
-        weakref.WeakValueDictionary()
-    )
+    _packed_by_address: weakref.WeakValueDictionary[int, Packed] = weakref.WeakValueDictionary()
 
     def __init__(self) -> None:
-        self.head: _PackedHead | None = None
+        self.head: Packed | None = None
 
     def forget(self, layer: torch.nn.Module) -> None:
         """Drop the packed copy, for every lm_head that shares it, after the rows changed."""
@@ -121,15 +84,27 @@ class PackedLMHeadMethod(UnquantizedEmbeddingMethod):
         address = layer.weight.data_ptr()
         current = self._packed_by_address.get(address)
         if current is None:
-            current = _PackedHead(_pack(layer.weight))
-            self._packed_by_address[address] = current
+            current = self._packed_by_address[address] = Packed.of(layer.weight.data)
         self.head = current  # keeps it alive
-        return packed_product(x, current.packed, bias)
+        return engine().product(x, current, None if bias is None else bias.float())
+
+    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
+        """SGLang's hook for looking tokens up."""
+        return look_up(layer, input_)
 
 
-class _PackedHead:
-    def __init__(self, packed: torch.Tensor) -> None:
-        self.packed = packed
+class NativeEmbeddingMethod(UnquantizedEmbeddingMethod):
+    """The method of an embedding that is no head."""
+
+    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
+        """SGLang's hook for looking tokens up."""
+        return look_up(layer, input_)
+
+
+def look_up(layer: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The embeddings of token ids of any shape and integer dtype."""
+    flat = ids.flatten().to(torch.int64)
+    return engine().embed(flat, layer.weight.data).view(*ids.shape, -1)
 
 
 def pack_model(model: torch.nn.Module) -> None:
@@ -148,12 +123,15 @@ def pack_model(model: torch.nn.Module) -> None:
     for linear in linears:
         linear.quant_method = PackedLinearMethod(linear)
     head = getattr(model, "lm_head", None)
-    if (
-        isinstance(head, VocabParallelEmbedding)
-        and type(head.quant_method) is UnquantizedEmbeddingMethod
-        and _packable(head.weight)
-    ):
-        head.quant_method = PackedLMHeadMethod()
+    for module in model.modules():
+        if (
+            isinstance(module, VocabParallelEmbedding)
+            and type(module.quant_method) is UnquantizedEmbeddingMethod
+            and _packable(module.weight)
+        ):
+            module.quant_method = (
+                PackedLMHeadMethod() if module is head else NativeEmbeddingMethod()
+            )
     if linears:
         _repack_on_load(model, linears)
 
@@ -173,5 +151,7 @@ def _repack_on_load(model: torch.nn.Module, linears: list[LinearBase]) -> None:
             head_method = getattr(head, "quant_method", None)
             if isinstance(head_method, PackedLMHeadMethod):
                 head_method.forget(head)
+            forget_copies(model)
+            replay.forget(model)
 
     model.load_weights = load_and_repack

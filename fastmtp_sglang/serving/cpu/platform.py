@@ -31,10 +31,15 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Refuse what cannot work here, with or without speculation; no default is changed.
 
+        And compile the native operators meanwhile, if that was never done.
+
         Raises:
             FastMTPError: naming the flag, the reason and the way out.
         """
         limits.refuse_any(server_args, limits.ON_A_CPU)
+        from fastmtp_sglang.serving.cpu.native.compiled import compile_ahead
+
+        compile_ahead()
 
     def get_default_attention_backend(self) -> str:
         """The name that `init_backend` gives to `cpu.attention.CpuAttnBackend`."""
@@ -84,13 +89,13 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
             return CpuAttnBackend(runner)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Repack the linear weights so that verifying K+1 tokens costs little more than one.
+        """Pack the weights for the native operators, and let SGLang find these.
 
-        And let SGLang find our rotary positions; not sooner, since its layers cannot be imported
-        while its model runner is.
+        Not sooner, since SGLang's layers cannot be imported while its model runner is.
         """
-        from fastmtp_sglang.serving.cpu import rotary
+        from fastmtp_sglang.serving.cpu import fused, replay
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
 
+        fused.register(self.get_dispatch_key_name())
         pack_model(model)
-        rotary.register(self.get_dispatch_key_name())
+        replay.install(model)

@@ -41,8 +41,19 @@ _FUSED = (
 )
 
 
+def join(hidden: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[rows, 2 * D] of two [rows, D]; the token at position 0 counts for nothing.
+
+    Zeros before or after its norm are the same: an RMSNorm of zeros is zeros.
+    """
+    return torch.cat((hidden, tokens.masked_fill((positions == 0).unsqueeze(-1), 0)), dim=-1)
+
+
 class FastMTPHead(nn.Module):
     """One MTP layer, applied once per draft step by the draft worker."""
+
+    # A platform may put its own operator in its place.
+    join = staticmethod(join)
 
     def __init__(
         self,
@@ -77,17 +88,24 @@ class FastMTPHead(nn.Module):
         self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch
     ) -> LogitsProcessorOutput:
         """Hidden states and draft logits of each row; shapes as SGLang's draft workers expect."""
-        embeddings = self.embed_tokens(input_ids)
-        embeddings = embeddings.masked_fill((positions == 0).unsqueeze(-1), 0)
         hidden_states = forward_batch.spec_info.hidden_states
-        joined = torch.cat(
-            (self.hidden_layernorm(hidden_states), self.token_layernorm(embeddings)), dim=-1
-        )
+        states = self.states(input_ids, positions, forward_batch, hidden_states)
+        return self.logits_processor(input_ids, states, self.lm_head, forward_batch)
+
+    def states(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        hidden_states: torch.Tensor,
+    ) -> torch.Tensor:
+        """All of the head but its last layer: [tokens, D] from the hidden states before."""
+        tokens = self.token_layernorm(self.embed_tokens(input_ids))
+        joined = self.join(self.hidden_layernorm(hidden_states), tokens, positions)
         states, _ = self.input_proj(joined)
         residual_batch.start(forward_batch)
         states = self.block(positions=positions, hidden_states=states, forward_batch=forward_batch)
-        states = residual_batch.final_norm(states, forward_batch, self.final_layernorm)
-        return self.logits_processor(input_ids, states, self.lm_head, forward_batch)
+        return residual_batch.final_norm(states, forward_batch, self.final_layernorm)
 
     def get_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of embedding and lm_head; on the meta device before they are shared."""

@@ -23,8 +23,7 @@ OURS = EntryPoint(cpu.PLATFORM_NAME, "fastmtp_sglang.serving.cpu:activate", PLAT
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch):
     """No accelerator, no other platform plugin, no choice by the user."""
-    names = ("FASTMTP_CPU", "SGLANG_USE_CPU_ENGINE", "MKL_CBWR", "GOMP_SPINCOUNT")
-    for name in (*names, "OMP_WAIT_POLICY"):
+    for name in ("FASTMTP_CPU", "SGLANG_USE_CPU_ENGINE", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         # Set before it is deleted: so what `activate` sets is undone too.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -76,13 +75,13 @@ def test_the_user_decides(monkeypatch, name, value, ours):
 def test_not_where_there_is_an_accelerator(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert cpu.activate() is None
-    assert "MKL_CBWR" not in os.environ
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_not_where_another_plugin_claims_the_machine(other_plugin):
     other_plugin(lambda: "another.platform.Class")
     assert cpu.activate() is None
-    assert "MKL_CBWR" not in os.environ
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_another_plugin_that_does_not_claim_it(other_plugin):
@@ -116,37 +115,6 @@ def test_our_own_entry_point_is_not_asked_again(monkeypatch):
     monkeypatch.setattr(cpu, "_claimed_by_another_plugin", counted)
     assert cpu.activate() == cpu.PLATFORM_CLASS
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("vendor", "capability", "mode"),
-    [
-        ("AuthenticAMD", "AVX2", "AVX2"),
-        ("AuthenticAMD", "AVX512", "AVX2"),
-        ("GenuineIntel", "AVX2", "AVX2,STRICT"),
-        ("GenuineIntel", "AVX512", "AVX2,STRICT"),
-        ("GenuineIntel", "DEFAULT", "COMPATIBLE"),
-        (None, "NEON", "COMPATIBLE"),
-        (None, "AVX2", "AVX2"),
-    ],
-)
-def test_mkl_is_made_reproducible(monkeypatch, tmp_path, vendor, capability, mode):
-    cpuinfo = tmp_path / "cpuinfo"
-    if vendor:
-        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert cpu.mkl_mode(cpuinfo) == mode
-
-
-def test_the_mode_is_set_for_this_machine():
-    assert cpu.activate() == cpu.PLATFORM_CLASS
-    assert os.environ["MKL_CBWR"] == cpu.mkl_mode()
-
-
-def test_a_mode_that_the_user_chose_stays(monkeypatch):
-    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    cpu.activate()
-    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
 
 
 def test_importing_it_costs_nothing():

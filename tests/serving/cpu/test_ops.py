@@ -10,8 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from fastmtp_kernels.torch_draft import TorchDraftLogits
 from fastmtp_sglang.contract import compat
-from fastmtp_sglang.serving.cpu import attention, kv_pool, ops
+from fastmtp_sglang.serving.cpu import attention, fused, kv_pool, ops
 
 SEED = 20250918
 CASES = range(12)
@@ -240,6 +241,7 @@ def restored(monkeypatch) -> pytest.MonkeyPatch:
         monkeypatch.setattr(DraftBackendFactory, name, getattr(DraftBackendFactory, name))
     name = "_select_top_k_tokens_later"
     monkeypatch.setattr(spec_utils, name, getattr(spec_utils, name))
+    monkeypatch.setattr(TorchDraftLogits, "packer", staticmethod(TorchDraftLogits.packer))
     return monkeypatch
 
 
@@ -259,6 +261,7 @@ def test_install(restored):
     assert unrelated.nothing is None  # SGLang's hook registry would have replaced it
     assert spec_utils._select_top_k_tokens_later is once
     assert not hasattr(once, "_torchdynamo_orig_callable")
+    assert TorchDraftLogits.packer is fused.draft_product
 
 
 def test_eager_token_selection_follows_a_chain(restored):
@@ -282,7 +285,7 @@ def test_draft_backends(restored):
 
     ops.install()
     runner = SimpleNamespace(
-        req_to_token_pool=None,
+        req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(1, 8, dtype=torch.int32)),
         token_to_kv_pool=None,
         model_config=SimpleNamespace(context_len=8),
     )

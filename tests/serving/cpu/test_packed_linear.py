@@ -1,4 +1,6 @@
-"""Linear layers in oneDNN's layout: exact rows, reproducible bits, one copy of a shared lm_head.
+"""Linear layers in panels: exact rows, one copy of a shared lm_head, weights that are loaded again.
+
+The product itself is tested in native/test_product.py.
 
 Alone: pytest tests/serving/cpu/test_packed_linear.py
 """
@@ -12,16 +14,14 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from fastmtp_sglang.serving.cpu.packed_linear import (
+    NativeEmbeddingMethod,
     PackedLinearMethod,
     PackedLMHeadMethod,
-    _pack,
     pack_model,
-    packed_product,
 )
 
 SEED = 20250918
-# (outputs, inputs): layers of SmolLM2 and sizes that no block of a kernel divides.
-SHAPES = [(960, 576), (576, 1536), (1, 7), (33, 129), (130, 1000), (2049, 64), (64, 4096)]
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def random(*shape: int, seed: int = SEED) -> torch.Tensor:
@@ -79,36 +79,9 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=3e-6 * scale)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-def test_a_packed_product_is_the_product(shape, bias):
-    weight, offset = random(*shape), random(shape[0], seed=SEED + 1) if bias else None
-    x = random(3, 5, shape[1], seed=SEED + 2)
-    expected = x.double() @ weight.double().T + (offset.double() if bias else 0)
-    assert_close(packed_product(x, _pack(weight), offset), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bits_of_a_row_do_not_depend_on_the_other_rows(shape, dtype):
-    """Every row count from 1 to 64, each row also at another place, and a prefill's worth."""
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("this CPU has no bfloat16 products")
-    packed, bias = _pack(random(*shape).to(dtype)), random(shape[0], seed=SEED + 1).to(dtype)
-    x = random(64, shape[1], seed=SEED + 2).to(dtype)
-    alone = torch.cat([packed_product(row.unsqueeze(0), packed, bias) for row in x])
-    for rows in range(1, 65):
-        first = packed_product(x[:rows].contiguous(), packed, bias)
-        last = packed_product(x[64 - rows :].contiguous(), packed, bias)
-        assert torch.equal(first, alone[:rows]), rows
-        assert torch.equal(last, alone[64 - rows :]), rows
-    many = x.repeat(5, 1)
-    assert torch.equal(packed_product(many, packed, bias), alone.repeat(5, 1))
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_unpacking_gives_the_exact_rows_back(shape):
-    layer = linear(shape[1], shape[0], bias=False)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_unpacking_gives_the_exact_rows_back(dtype):
+    layer = linear(129, 33, bias=False, params_dtype=dtype)
     rows = layer.weight.detach().clone()
     method = PackedLinearMethod(layer)
     assert layer.weight.numel() == 0
@@ -116,6 +89,18 @@ def test_unpacking_gives_the_exact_rows_back(shape):
     assert torch.equal(layer.weight, rows)
     method.pack(layer)
     assert layer.weight.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
+    """Through a whole model, a bias, and more rows than one sweep computes."""
+    model = Model().to(dtype)
+    pack_model(model)
+    x = random(300, 64, seed=SEED + 2).to(dtype)
+    alone = torch.cat([model(row.unsqueeze(0)) for row in x])
+    for rows in (2, 7, 64, 300):
+        assert torch.equal(model(x[:rows]), alone[:rows]), rows
+        assert torch.equal(model(x[300 - rows :]), alone[300 - rows :]), rows
 
 
 def test_packing_works_inside_inference_mode():
@@ -137,21 +122,34 @@ def test_a_packed_model_computes_the_same():
     assert_close(model(x), model.reference(weights, x))
 
 
-@pytest.mark.parametrize("supported", [False, True])
-def test_bfloat16_is_packed_where_the_cpu_multiplies_it(monkeypatch, supported):
-    real = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if supported and not real:
-        pytest.skip("this CPU has no bfloat16 products")
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+def test_a_packed_model_of_bfloat16():
     model = Model().to(torch.bfloat16)
     weights, x = weights_of(model), random(5, 64, seed=SEED + 2).bfloat16()
     pack_model(model)
-    assert isinstance(model.up.quant_method, PackedLinearMethod) == supported
-    assert isinstance(model.lm_head.quant_method, PackedLMHeadMethod) == supported
+    assert isinstance(model.up.quant_method, PackedLinearMethod)
+    assert isinstance(model.lm_head.quant_method, PackedLMHeadMethod)
     expected = model.reference(weights, x)
     # Three roundings to 8 bits, each of numbers up to the largest.
     torch.testing.assert_close(
         model(x).double(), expected, rtol=0, atol=expected.abs().max().item() * 3 * 2**-8
+    )
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_embedding_that_is_no_head_looks_tokens_up(dtype, ids_dtype):
+    model = Model()
+    model.embed_tokens = lm_head(vocabulary=192, seed=SEED + 6).to(dtype)
+    pack_model(model)
+    ids = torch.tensor([[0, 5, 127], [191, 5, 1]], dtype=ids_dtype)
+    embedded = model.embed_tokens.quant_method.embedding(model.embed_tokens, ids)
+    assert type(model.embed_tokens.quant_method) is NativeEmbeddingMethod
+    assert torch.equal(embedded, model.embed_tokens.weight[ids.long()])
+    # A load writes the rows that look-ups read.
+    rows = random(192, 64, seed=SEED + 8).to(dtype)
+    model.load_weights([("embed_tokens.weight", rows)])
+    assert torch.equal(
+        model.embed_tokens.quant_method.embedding(model.embed_tokens, ids), rows[ids.long()]
     )
 
 

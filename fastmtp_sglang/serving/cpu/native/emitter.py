@@ -1,0 +1,149 @@
+"""LLVM code for vectors of float32, said once: loads, stores, multiply-add, sums, loops."""
+
+from collections.abc import Callable
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils
+
+_HOST = llvm.get_host_cpu_features()
+# float32 values in a register; two of them make a panel.
+LANES = 16 if _HOST.get("avx512f") else 8 if _HOST.get("avx2") else 4
+PANEL = 2 * LANES
+# Rows that one pass over a panel computes: with two weight registers and one for the input, as many
+# accumulators as AVX2's 16 registers hold.
+ROWS_AT_ONCE = 6
+_FUSED = bool(_HOST.get("fma") or _HOST.get("neon") or _HOST.get("avx512f"))
+
+F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+class Emitter:
+    """An IR builder with the few shapes of code that the loops below share."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int = LANES) -> None:
+        self.b = builder
+        self.lanes = lanes
+        self.vector = ir.VectorType(F32, lanes)
+
+    def pointer(self, address: ir.Value, element: ir.Type) -> ir.Value:
+        """A number as the pointer to elements of a type."""
+        return self.b.inttoptr(address, element.as_pointer())
+
+    def zero(self) -> ir.Constant:
+        """A vector of zeros."""
+        return ir.Constant(self.vector, [0.0] * self.lanes)
+
+    def splat(self, scalar: ir.Value, of: ir.Type | None = None) -> ir.Value:
+        """A vector of one value."""
+        vector = of or self.vector
+        one = self.b.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
+        mask = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+    def load(self, base: ir.Value, index: ir.Value, bf16: bool) -> ir.Value:
+        """`lanes` elements from `base`[index] on, as float32."""
+        at = self.b.gep(base, [index])
+        if not bf16:
+            loaded = self.b.load(self.b.bitcast(at, self.vector.as_pointer()))
+            loaded.align = 4
+            return loaded
+        wide = ir.VectorType(I32, self.lanes)
+        half = self.b.load(self.b.bitcast(at, ir.VectorType(I16, self.lanes).as_pointer()))
+        half.align = 2
+        shift = ir.Constant(wide, [16] * self.lanes)
+        return self.b.bitcast(self.b.shl(self.b.zext(half, wide), shift), self.vector)
+
+    def store(self, value: ir.Value, base: ir.Value, index: ir.Value) -> None:
+        """Write a vector to `base`[index] and on."""
+        at = self.b.gep(base, [index])
+        self.b.store(value, self.b.bitcast(at, self.vector.as_pointer())).align = 4
+
+    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """x * y + z, rounded once where the processor can."""
+        if not _FUSED:
+            return self.b.fadd(self.b.fmul(x, y), z)
+        name = f"llvm.fma.v{self.lanes}f32"
+        signature = ir.FunctionType(self.vector, [self.vector] * 3)
+        return self.b.call(
+            cgutils.get_or_insert_function(self.b.module, signature, name), [x, y, z]
+        )
+
+    def sum(self, value: ir.Value) -> ir.Value:
+        """The lanes added up, the upper half to the lower half until one is left."""
+        width = self.lanes
+        while width > 1:
+            width //= 2
+            undefined = ir.Constant(value.type, ir.Undefined)
+            kind = ir.VectorType(I32, width)
+            low = ir.Constant(kind, list(range(width)))
+            high = ir.Constant(kind, list(range(width, 2 * width)))
+            value = self.b.fadd(
+                self.b.shuffle_vector(value, undefined, low),
+                self.b.shuffle_vector(value, undefined, high),
+            )
+        return self.b.extract_element(value, I32(0))
+
+    def sums(self, values: list[ir.Value]) -> ir.Value:
+        """The sum of each of `lanes` vectors, side by side, each as `sum` adds it up."""
+        width = self.lanes
+        while width > 1:
+            half = width // 2
+            starts = range(0, 2 * self.lanes, width)
+            kind = ir.VectorType(I32, self.lanes)
+            low = ir.Constant(kind, [start + i for start in starts for i in range(half)])
+            high = ir.Constant(kind, [start + half + i for start in starts for i in range(half)])
+            values = [
+                self.b.fadd(
+                    self.b.shuffle_vector(values[i], values[i + 1], low),
+                    self.b.shuffle_vector(values[i], values[i + 1], high),
+                )
+                for i in range(0, len(values), 2)
+            ]
+            width = half
+        return values[0]
+
+    def store_rounded(self, value: ir.Value, base: ir.Value, index: ir.Value) -> None:
+        """`lanes` float32 as bfloat16, to nearest, ties to even; NaN stays NaN."""
+        wide, half = ir.VectorType(I32, self.lanes), ir.VectorType(I16, self.lanes)
+
+        def constant(number: int) -> ir.Constant:
+            return ir.Constant(wide, [number] * self.lanes)
+
+        bits = self.b.bitcast(value, wide)
+        odd = self.b.and_(self.b.lshr(bits, constant(16)), constant(1))
+        near = self.b.add(self.b.add(bits, constant(0x7FFF)), odd)
+        is_nan = self.b.fcmp_unordered("uno", value, value)
+        near = self.b.select(is_nan, constant(0x7FC00000), near)
+        short = self.b.trunc(self.b.lshr(near, constant(16)), half)
+        at = self.b.gep(base, [index])
+        self.b.store(short, self.b.bitcast(at, half.as_pointer())).align = 2
+
+    def loop(
+        self,
+        count: ir.Value,
+        starts: list[ir.Value],
+        body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+    ) -> list[ir.Value]:
+        """`for i in range(count): values = body(i, values)`; the values after it."""
+        before = self.b.block
+        head = self.b.append_basic_block("head")
+        inside = self.b.append_basic_block("inside")
+        after = self.b.append_basic_block("after")
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        i = self.b.phi(I64)
+        i.add_incoming(I64(0), before)
+        values = [self.b.phi(start.type) for start in starts]
+        for value, start in zip(values, starts, strict=True):
+            value.add_incoming(start, before)
+        self.b.cbranch(self.b.icmp_signed("<", i, count), inside, after)
+        self.b.position_at_end(inside)
+        results = body(i, values)
+        end = self.b.block
+        i.add_incoming(self.b.add(i, I64(1)), end)
+        for value, result in zip(values, results, strict=True):
+            value.add_incoming(result, end)
+        self.b.branch(head)
+        self.b.position_at_end(after)
+        return values
