@@ -128,6 +128,7 @@ def main(
     sizes = _sizes(batch_sizes)
     chosen = _chosen(systems, llama_python, console)
     _require(output)
+    flags = _split(fastmtp_flags)
     dtype = dtype or default_dtype()
     path = smollm2.directory("--model", model)
     prompts = _prompts(path, task, max(*sizes, FEWEST_PROMPTS), max(sizes))
@@ -139,7 +140,7 @@ def main(
         path,
         dtype,
         threads,
-        fastmtp_flags=_split(fastmtp_flags),
+        fastmtp_flags=flags,
         llama_python=llama_python,
     )
     settings: dict[str, Any] = {
@@ -251,7 +252,10 @@ def _require(output: Path | None) -> None:
 
 
 def _prompts(model: Path, task: str | None, most: int, fewest: int) -> list[list[int]]:
-    """Return up to `most` prompts as token ids; raises FastMTPError for less than `fewest`."""
+    """Return up to `most` prompts as token ids, in the chat template if the model has one.
+
+    Raises FastMTPError for less than `fewest`.
+    """
     if task is None:
         told = itertools.product(_QUESTIONS, _SUBJECTS)
         # Neighbours are of different kinds, and so are the few of a small batch.
@@ -265,7 +269,10 @@ def _prompts(model: Path, task: str | None, most: int, fewest: int) -> list[list
             f"--batch-sizes {fewest}: there are {len(asked)} prompts: give a smaller size, or a "
             "--task with more"
         )
-    encode = chat_encoder(load_tokenizer(str(model), "--model"), "--model")
+    tokenizer = load_tokenizer(str(model), "--model")
+    if tokenizer.chat_template is None:
+        return [tokenizer.encode("\n".join(filter(None, pair))) for pair in asked[:most]]
+    encode = chat_encoder(tokenizer, "--model")
     return [
         encode(
             [

@@ -26,21 +26,25 @@ def table(rows: Sequence[PeerRow], title: str) -> Table:
     made = Table(title=title)
     for name in ("batch", "system", "dtype"):
         made.add_column(name)
-    for name in ("tokens/s", "of transformers", "quartiles", "acceptance", "same as transformers"):
+    for name in ("tokens/s", "ratio", "quartiles", "accept", "same"):
         made.add_column(name, justify="right")
     for row in rows:
+        ratio, quartiles = row.ratio_to_transformers, row.ratio_quartiles
+        length, same = row.acceptance_length, row.identical_to_transformers
         made.add_row(
             str(row.batch),
             row.system,
             row.dtype,
             f"{row.tokens_per_second:.1f}",
-            "-" if row.ratio_to_transformers is None else f"{row.ratio_to_transformers:.2f}x",
-            "-" if row.ratio_quartiles is None else "{:.2f} to {:.2f}".format(*row.ratio_quartiles),
-            "-" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
-            "-"
-            if row.identical_to_transformers is None
-            else "{} of {}".format(*row.identical_to_transformers),
+            "-" if ratio is None else f"{ratio:.2f}x",
+            "-" if quartiles is None else "{:.2f}-{:.2f}".format(*quartiles),
+            "-" if length is None else f"{length:.2f}",
+            "-" if same is None else "{}/{}".format(*same),
         )
+    made.caption = (
+        "ratio: tokens/s over those of transformers, median and quartiles over rounds; "
+        "accept: tokens per verification; same: answers identical to those of transformers"
+    )
     return made
 
 

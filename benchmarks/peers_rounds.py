@@ -20,6 +20,7 @@ import numpy as np
 
 from fastmtp_benchmarks.peers_systems import System
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.atomic import write_atomically
 
 # Small batches answer several times, so that one prompt's acceptance is not the figure.
 FEWEST_PROMPTS = 8
@@ -70,20 +71,17 @@ class Blocks:
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.measurements: list[Measurement] = []
         self._path = path
-        if path is None:
+        self._lines = [json.dumps(settings)]
+        if path is None or not path.exists():
             return
-        if not path.exists():
-            path.write_text(json.dumps(settings) + "\n")
-            return
-        # A line without its end was being written when the run was stopped.
-        first, *blocks = path.read_text().split("\n")[:-1]
+        first, *self._lines[1:] = path.read_text().splitlines()
         for name, before in json.loads(first).items():
             if settings[name] != before:
                 raise FastMTPError(
                     f"--output: {path} was begun with {name} {before!r}, and now it is "
                     f"{settings[name]!r}: give another --output, or remove that file"
                 )
-        for block in blocks:
+        for block in self._lines[1:]:
             self.measurements += [Measurement(**fields) for fields in json.loads(block)]
 
     def has(self, round: int, batch: int) -> bool:
@@ -93,9 +91,9 @@ class Blocks:
     def add(self, block: list[Measurement]) -> None:
         """Keep a finished block."""
         self.measurements += block
+        self._lines.append(json.dumps([asdict(one) for one in block]))
         if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps([asdict(one) for one in block]) + "\n")
+            write_atomically(self._path, "\n".join(self._lines).encode())
 
     def discard(self) -> None:
         """Remove the file."""

@@ -90,7 +90,9 @@ class Transformers(System):
     def _start(self, stack: ExitStack) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         torch.set_num_threads(self._threads)
         self._model = AutoModelForCausalLM.from_pretrained(
             self._path, dtype=getattr(torch, self.dtype)
