@@ -23,7 +23,7 @@ import httpx
 
 from fastmtp_benchmarks.peers_gguf import write_gguf
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.servers.http_client import async_client
+from fastmtp_sglang.servers.http_client import AsyncSession, words
 from fastmtp_sglang.servers.server_process import ServerProcess
 
 # As many as transformers' documentation of prompt lookup proposes.
@@ -184,12 +184,22 @@ class Server(System):
     def _start(self, stack: ExitStack) -> None:
         stack.enter_context(self._server)
         self._runner = stack.enter_context(asyncio.Runner())
-        self._client = async_client(None, _TIMEOUT)
-        stack.callback(lambda: self._runner.run(self._client.aclose()))
+        self._requests = _Requests(None, _TIMEOUT)
+        stack.callback(lambda: self._runner.run(self._requests.close()))
 
     def answer(self, prompts: Sequence[list[int]], tokens: int) -> Answers:
         """See `System.answer`."""
-        answered = self._runner.run(self._ask_all(prompts, tokens))
+        url = f"{self._server.url}/generate"
+        try:
+            answered = self._runner.run(self._requests.all_of(url, prompts, tokens))
+        except httpx.HTTPStatusError as error:
+            told = f"{error.response.status_code}: {error.response.text[:500]}"
+            raise FastMTPError(f"{self.label} answered {told}") from error
+        except httpx.HTTPError as error:
+            self._server.check_alive()
+            raise FastMTPError(
+                f"{self.label} broke off while answering ({words(error)})"
+            ) from error
         meta = [one["meta_info"] for one in answered]
         return Answers(
             ids=[one["output_ids"] for one in answered],
@@ -197,19 +207,14 @@ class Server(System):
             accepted_drafts=sum(one.get("spec_num_correct_drafts") or 0 for one in meta),
         )
 
-    async def _ask_all(self, prompts: Sequence[list[int]], tokens: int) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(self._ask(ids, tokens) for ids in prompts))
 
-    async def _ask(self, ids: list[int], tokens: int) -> dict[str, Any]:
+class _Requests(AsyncSession):
+    async def all_of(
+        self, url: str, prompts: Sequence[list[int]], tokens: int
+    ) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(self._one(url, ids, tokens) for ids in prompts))
+
+    async def _one(self, url: str, ids: list[int], tokens: int) -> dict[str, Any]:
         sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
         body = {"input_ids": ids, "sampling_params": sampling}
-        try:
-            response = await self._client.post(f"{self._server.url}/generate", json=body)
-        except httpx.HTTPError as error:
-            self._server.check_alive()
-            raise FastMTPError(f"{self.label} broke off while answering: {error!r}") from error
-        if response.status_code != 200:
-            raise FastMTPError(
-                f"{self.label} answered {response.status_code}: {response.text[:500]}"
-            )
-        return response.json()
+        return (await self._client.post(url, json=body)).raise_for_status().json()
