@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastmtp_sglang.models.dtype import Dtype
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -51,6 +53,10 @@ def demo(
             exists=True, file_okay=False, help="Head directory. Default: the embedded head."
         ),
     ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Default: bfloat16 where the CPU multiplies it, else float32."),
+    ] = None,
 ) -> None:
     """Answer eight prompts with SmolLM2 with and without FASTMTP, and compare.
 
@@ -62,7 +68,7 @@ def demo(
     # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, _: sys.exit(128 + number))
-    comparison, trained = _measure(console, num_steps, draft)
+    comparison, trained = _measure(console, num_steps, draft, dtype)
     console.print(_table(comparison))
     for line in _verdict(comparison, trained):
         console.print(line, soft_wrap=True)
@@ -73,10 +79,11 @@ def demo(
 
 
 def _measure(
-    console: "Console", num_steps: int | None, draft: Path | None
+    console: "Console", num_steps: int | None, draft: Path | None, dtype: Dtype | None
 ) -> tuple["Comparison", bool | None]:
     """Run both servers; also tell whether the head is trained (None: the user's own)."""
     from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models.dtype import default_dtype
     from fastmtp_sglang.servers.comparison import Comparison
     from fastmtp_sglang.servers.launch import speculation_flags
 
@@ -90,10 +97,14 @@ def _measure(
             head = smollm2.draft_head(num_steps, progress)
             draft, trained = head.path, head.trained
             num_steps = num_steps or head.num_steps
-    flags = [*smollm2.DEMO_FLAGS, *speculation_flags(str(draft), num_steps)]
+    if dtype is None:
+        dtype = default_dtype()
+        progress(f"serving in {dtype}; --dtype overrides")
+    common = (*smollm2.serve_flags(dtype), smollm2.NO_PREFIX_CACHE)
+    flags = [*common, *speculation_flags(str(draft), num_steps)]
 
     fastmtp = _answers(console, "with FASTMTP", model, flags, live=True)
-    baseline = _answers(console, "without speculation", model, smollm2.DEMO_FLAGS, live=False)
+    baseline = _answers(console, "without speculation", model, common, live=False)
     return Comparison(baseline, fastmtp), trained
 
 

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from fastmtp_sglang.models.dtype import Dtype
+
 
 def serve(
     model: Annotated[
@@ -36,6 +38,13 @@ def serve(
     no_speculation: Annotated[
         bool, typer.Option("--no-speculation", help="Serve the baseline, without FASTMTP.")
     ] = False,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="Of weights and activations. Default: SGLang's choice; for smollm2 bfloat16 where "
+            "the CPU multiplies it, else float32."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
@@ -49,6 +58,7 @@ def serve(
         num_steps=num_steps,
         vocabulary=vocabulary,
         speculation=not no_speculation,
+        dtype=dtype,
         progress=_say,
     )
     print(shlex.join(arguments), flush=True)

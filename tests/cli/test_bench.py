@@ -225,7 +225,7 @@ def test_servers_are_started_one_after_the_other(run, started, prompts, tmp_path
     out = tmp_path / "out"
     run("--task", prompts, "--output", out, "--limit", 5, "--sglang-flags=--page-size 16")
     first, stopped, second, _ = started.commands
-    common = ["/cache/smollm2", *smollm2.SERVE_FLAGS]
+    common = ["/cache/smollm2", *smollm2.serve_flags()]
     assert first == [*common, "--page-size", "16"]
     assert stopped == "stopped"
     assert second[: len(common)] == common

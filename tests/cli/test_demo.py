@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import demo
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import dtype as dtypes
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers import comparison, server_process
 
@@ -122,8 +123,8 @@ def test_flags_of_the_two_servers(run, monkeypatch, tmp_path):
         original(self, model, args, **kwargs)
 
     monkeypatch.setattr(server_process.ServerProcess, "__init__", spy)
-    assert run("--num-steps", "1", "--draft", str(tmp_path)).exit_code == 0
-    common = list(smollm2.DEMO_FLAGS)
+    assert run("--num-steps", "1", "--draft", str(tmp_path), "--dtype", "bfloat16").exit_code == 0
+    common = [*smollm2.serve_flags("bfloat16"), "--disable-radix-cache"]
     assert seen == [
         (
             Path("/cache/smollm2"),
@@ -136,6 +137,14 @@ def test_flags_of_the_two_servers(run, monkeypatch, tmp_path):
         ),
         (Path("/cache/smollm2"), common),
     ]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_dtype_of_this_machine_is_said(run, monkeypatch, dtype):
+    monkeypatch.setattr(dtypes, "default_dtype", lambda: dtype)
+    result = run("--json")
+    assert f"serving in {dtype}; --dtype overrides" in result.stderr
+    assert "serving in" not in run("--dtype", "float32").stdout
 
 
 def test_a_missing_draft_directory_is_a_usage_error(run, tmp_path):

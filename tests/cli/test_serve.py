@@ -145,10 +145,30 @@ def test_num_steps_below_one_is_a_usage_error(run):
 def test_the_embedded_model(run, embedded):
     result, _ = run("smollm2", "--dry-run")
     assert shlex.split(result.stdout) == [
-        *("sglang", "serve", "--model-path", "/cache/smollm2", *smollm2.SERVE_FLAGS, *SPECULATION),
+        *("sglang", "serve", "--model-path", "/cache/smollm2"),
+        *(*smollm2.serve_flags(), *SPECULATION),
         *("--speculative-draft-model-path", "/cache/head"),
     ]
     assert "untrained" not in result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_embedded_model_is_served_in_the_dtype_of_this_machine(
+    run, embedded, monkeypatch, dtype
+):
+    monkeypatch.setattr(smollm2, "default_dtype", lambda: dtype)
+    result, _ = run("smollm2", "--dry-run")
+    assert shlex.split(result.stdout)[4:6] == ["--dtype", dtype]
+    assert result.stderr == f"serving in {dtype}; --dtype overrides\n"
+
+
+@pytest.mark.parametrize("given", [("--dtype", "float32"), ("--", "--dtype", "float32")])
+def test_a_dtype_given_by_hand_wins(run, embedded, monkeypatch, given):
+    monkeypatch.setattr(smollm2, "default_dtype", lambda: "bfloat16")
+    result, _ = run("smollm2", "--dry-run", *given)
+    assert "bfloat16" not in result.stdout + result.stderr
+    result, _ = run("org/m", "--dry-run", *given)
+    assert "--dtype float32" in result.stdout
 
 
 def test_the_embedded_head_says_how_many_steps_pay(run, monkeypatch):
