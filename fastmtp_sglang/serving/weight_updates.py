@@ -123,7 +123,7 @@ def install(*, on_a_cpu: bool) -> None:
     ) -> tuple[bool, str]:
         config = updater.model_config
         if config.is_draft_model and not _is_native(updater):
-            return True, "The head keeps its own weights."
+            return True, "Succeeded to update model weights; the head keeps its own."
         before = config.model_path
         try:
             if not config.is_draft_model:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Not every kind of reply has a field for an error; all have the id of a request, unused there.
 _FAILED = "failed: "
+# Of each forward pass, by /slow_down; the scheduler can be told to stop only between two of them.
+_LONGEST_SLEEP = 60
 # What their other fields hold.
 _NOTHING = {
     "success": False,
@@ -95,6 +97,7 @@ def install_in_scheduler() -> None:
 
         def guarded(call: Any) -> Any:
             try:
+                _refuse_long_sleep(call)
                 return dispatch(call)
             except Exception as error:
                 if not _may_go_on(error):
@@ -147,6 +150,12 @@ def install_in_tokenizer_manager() -> None:
 
     FanOutCommunicator.__call__ = call
     TokenizerManager._execute_profile = execute_profile
+
+
+def _refuse_long_sleep(call: Any) -> None:
+    seconds = getattr(call, "forward_sleep_time", None)
+    if seconds is not None and not seconds <= _LONGEST_SLEEP:
+        raise FastMTPError(f"forward_sleep_time {seconds} is above {_LONGEST_SLEEP} seconds.")
 
 
 def _may_go_on(error: Exception) -> bool:
