@@ -27,6 +27,7 @@ _SPEC = "sglang.srt.speculative"
 _OPS = "sglang.kernels.ops.speculative"
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
+_DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
 _ATTENTION = "sglang.srt.layers.attention"
 _MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
 _SCHEDULER = "sglang.srt.managers.scheduler:Scheduler"
@@ -122,7 +123,11 @@ HOOKS: tuple[Hook, ...] = (
         "meta_info recv_obj i",
     ),
     Hook("override", f"{_MANAGER}._create_tokenized_object", "obj input_text input_ids"),
-    Hook("override", f"{_MANAGER}._execute_profile", "req"),
+    Hook(
+        "override",
+        "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin._execute_profile",
+        "req",
+    ),
     Hook("override", "sglang.srt.managers.communicator:FanOutCommunicator.__call__", "obj"),
     Hook("override", f"{_SCHEDULER}.init_request_dispatcher", ""),
     Hook("override", f"{_SCHEDULER}.handle_generate_request", "recv_req"),
@@ -250,8 +255,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_PLATFORM}.get_kv_pool_cls", "kind"),
     Hook("override", f"{_PLATFORM}.get_speculative_cache_locs_fn", ""),
     Hook("override", f"{_PLATFORM}.init_backend", ""),
-    Hook("override", f"{_PLATFORM}.get_torch_profiler_activity_str", ""),
-    Hook("override", f"{_PLATFORM}.get_torch_profiler_activity", ""),
+    Hook("override", f"{_DEVICE}.get_torch_profiler_activity_str", ""),
+    Hook("override", f"{_DEVICE}.get_torch_profiler_activity", ""),
     Hook("override", f"{_PLATFORM}.post_load_model", "model"),
     Hook("override", f"{_POOL}:MHATokenToKVPool._init_kv_copy_and_warmup", ""),
     Hook(

@@ -22,7 +22,7 @@ SERVED = {"lm_head.weight": (8, 4), "model.norm.weight": (4,), "model.mtp_layers
 class Config:
     """What is read of SGLang's ModelConfig."""
 
-    revision, is_draft_model, dtype = None, False, torch.float32
+    revision, quantization, is_draft_model = None, None, False
 
     def __init__(self, path):
         self.model_path = str(path)

@@ -42,9 +42,7 @@ def refuse(call: ProfileReq, *, on_a_cpu: bool) -> None:
     for field in ("profile_id", "profile_prefix"):
         name = getattr(call, field) or ""
         if name != Path(name).name or "\0" in name or len(name.encode()) > 100:
-            raise FastMTPError(
-                f"{field} {name[:40]!r} is part of a file name, which this cannot be."
-            )
+            raise FastMTPError(f"{field} {name[:40]!r} cannot be part of a file's name.")
     folder = call.output_dir or os.getenv("SGLANG_TORCH_PROFILER_DIR", "/tmp")
     try:
         Path(folder).expanduser().mkdir(parents=True, exist_ok=True)

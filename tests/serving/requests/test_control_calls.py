@@ -28,8 +28,7 @@ CALLS = sorted(
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_reply_can_be_sent(name):
-    call = SimpleNamespace(session_id="s")
-    call.__class__ = type(name, (SimpleNamespace,), {})
+    call = type(name, (), {"session_id": "s"})()
     reply = control_calls.failed_reply(call, KeyError("kv_cache"))
     sent = io_struct.msgpack_decode(io_struct.msgpack_encode(reply))
     assert sent == reply
