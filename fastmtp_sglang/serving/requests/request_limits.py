@@ -133,6 +133,8 @@ def refuse_undecodable(request: Any) -> None:
     import msgspec
     from sglang.srt.managers import io_struct
 
+    if io_struct._USE_PICKLE_IPC:
+        return  # SGLANG_USE_PICKLE_IPC=1: nothing has a type until it is used.
     # Both are SGLang's own objects, which it packs in another way.
     parts = msgspec.structs.replace(request, time_stats=None, mm_inputs=None)
     try:
@@ -148,10 +150,8 @@ def install() -> None:
     from sglang.srt.managers.io_struct import GenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-    stock, stock_create = (
-        TokenizerManager._validate_one_request,
-        TokenizerManager._create_tokenized_object,
-    )
+    stock = TokenizerManager._validate_one_request
+    stock_create = TokenizerManager._create_tokenized_object
     if stock.__module__ == __name__:
         return
 
