@@ -92,7 +92,6 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         Where SGLang asks torch for the module of its device without naming one, a torch built for
         CUDA answers with that.
         """
-        guards.install_in_scheduler(on_a_cpu=True)
         if torch.get_device_module is _get_device_module:
             torch.get_device_module = _cpu_by_default
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
@@ -106,12 +105,13 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def post_load_model(self, model: torch.nn.Module) -> None:
         """Repack the linear weights so that verifying K+1 tokens costs little more than one.
 
-        And let SGLang find our rotary positions; not sooner, since its layers cannot be imported
-        while its model runner is.
+        And let SGLang find our rotary positions, and its scheduler survive odd calls; not sooner,
+        since neither can be imported while its model runner is.
         """
         from fastmtp_sglang.serving.cpu import rotary
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
 
+        guards.install_in_scheduler(on_a_cpu=True)
         pack_model(model)
         rotary.register(self.get_dispatch_key_name())
 

@@ -117,11 +117,6 @@ def test_a_profile_is_of_the_cpu():
 
 def test_torch_means_the_cpu_where_no_device_is_named(monkeypatch):
     monkeypatch.setattr(torch, "get_device_module", torch.get_device_module)
-    monkeypatch.setattr("fastmtp_sglang.serving.requests.guards.install_in_scheduler", no_guards)
     FastMTPCpuPlatform().init_backend()
     assert torch.get_device_module() is torch.cpu
     assert torch.get_device_module("cuda") is torch.cuda
-
-
-def no_guards(**_) -> None:
-    """They would stay in place for the tests that follow."""
