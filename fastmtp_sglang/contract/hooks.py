@@ -160,7 +160,6 @@ HOOKS: tuple[Hook, ...] = (
             "recv_req",
         )
         for name in (
-            "begin_weight_update",
             "update_weights_from_tensor",
             "release_memory_occupation",
             "resume_memory_occupation",

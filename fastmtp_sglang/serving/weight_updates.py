@@ -116,7 +116,7 @@ def install(*, on_a_cpu: bool) -> None:
     if WeightUpdater.update_weights_from_disk.__module__ == __name__:
         return
     from_disk = WeightUpdater.update_weights_from_disk
-    from_tensor, begin = Manager.update_weights_from_tensor, Manager.begin_weight_update
+    from_tensor = Manager.update_weights_from_tensor
 
     def update_weights_from_disk(
         updater: WeightUpdater, model_path: str, load_format: str, **options: Any
@@ -153,14 +153,8 @@ def install(*, on_a_cpu: bool) -> None:
             )
         return from_tensor(manager, recv_req)
 
-    def begin_weight_update(manager: SchedulerWeightUpdaterManager, recv_req: Any) -> Any:
-        if recv_req.selector not in ("all", "target", "draft"):
-            raise FastMTPError(f"selector {recv_req.selector!r} is none of all, target, draft.")
-        return begin(manager, recv_req)
-
     WeightUpdater.update_weights_from_disk = update_weights_from_disk
     Manager.update_weights_from_tensor = update_weights_from_tensor
-    Manager.begin_weight_update = begin_weight_update
 
 
 def _is_native(updater: WeightUpdater) -> bool:

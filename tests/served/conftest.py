@@ -227,7 +227,12 @@ def servers(checkpoints, tmp_path_factory):
             server = ServerProcess(
                 model,
                 [*_COMMON, *flags],
-                env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **_ENV.get(kind, {})},
+                env={
+                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+                    "HF_HUB_OFFLINE": "1",
+                    "SGLANG_TORCH_PROFILER_DIR": str(logs),
+                    **_ENV.get(kind, {}),
+                },
                 log_path=logs / f"{kind}.log",
             )
             try:

@@ -61,6 +61,7 @@ NOT_WALKED = ("/pause_generation",)
 # What a walk must leave out of a body, and why.
 LEFT_OUT = {
     "forward_sleep_time": "makes every forward pass sleep",
+    "output_dir": "makes that folder, for a profile",
     "timeout": "a session that ends by itself",
 }
 
