@@ -132,9 +132,16 @@ def refuse_undecodable(request: Any) -> None:
     """
     import msgspec
     from sglang.srt.managers import io_struct
+    from sglang.srt.managers.embed_types import PositionalEmbeds
 
     if io_struct._USE_PICKLE_IPC:
         return  # SGLANG_USE_PICKLE_IPC=1: nothing has a type until it is used.
+    overrides = request.positional_embed_overrides
+    if overrides is not None and not isinstance(overrides, PositionalEmbeds):
+        # The scheduler decodes it, and fails at its first use.
+        raise ValueError(
+            f"positional_embed_overrides of the request has a wrong type: {overrides!r:.80}"
+        )
     # Both are SGLang's own objects, which it packs in another way.
     parts = msgspec.structs.replace(request, time_stats=None, mm_inputs=None)
     try:

@@ -159,6 +159,7 @@ def test_what_the_scheduler_can_decode_passes():
     ("field", "value"),
     [
         ("positional_embed_overrides", {"a": 1}),
+        ("positional_embed_overrides", -1),
         ("priority", "x"),
         ("return_logprob", "yes"),
         ("session_id", 5),
