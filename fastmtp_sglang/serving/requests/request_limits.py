@@ -134,16 +134,15 @@ def refuse_undecodable(request: Any) -> None:
     from sglang.srt.managers import io_struct
     from sglang.srt.managers.embed_types import PositionalEmbeds
 
-    if io_struct._USE_PICKLE_IPC:
-        return  # SGLANG_USE_PICKLE_IPC=1: nothing has a type until it is used.
     overrides = request.positional_embed_overrides
     if overrides is not None and not isinstance(overrides, PositionalEmbeds):
-        # The scheduler decodes it, and fails at its first use.
         raise ValueError(
             f"positional_embed_overrides of the request has a wrong type: {overrides!r:.80}"
         )
-    # Both are SGLang's own objects, which it packs in another way.
-    parts = msgspec.structs.replace(request, time_stats=None, mm_inputs=None)
+    # SGLang's own objects, which may hold what only pickle takes. Pickle is its default, with which
+    # nothing has a type before it is used; this is the other way of sending.
+    own = {"positional_embed_overrides": None, "time_stats": None, "mm_inputs": None}
+    parts = msgspec.structs.replace(request, **own)
     try:
         io_struct.msgpack_decode(io_struct.msgpack_encode(parts))
     except Exception as error:
