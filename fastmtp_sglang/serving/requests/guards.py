@@ -9,8 +9,8 @@ from fastmtp_sglang.serving.requests import control_calls, request_limits
 # What is asked for, what the server says here, and where it was reported (none: found by trying).
 GUARDED = (
     (
-        "a field that the scheduler cannot decode, such as `positional_embed_overrides` or "
-        "`custom_params` of another type",
+        "a field of another type than SGLang declares, such as `positional_embed_overrides` or "
+        "`custom_params`",
         "400, with the name of the field",
         "sglang#4574",
     ),

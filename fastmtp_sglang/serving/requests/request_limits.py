@@ -4,7 +4,7 @@ or applies to the wrong tokens, so that answers would silently differ from the m
 SGLang calls `check` after its own validation of each request's parameters, in the process that
 receives requests; the client gets HTTP 400 with the text. So does a request that would kill the
 scheduler, and all other requests: a prompt without tokens or with ids that the model does not have,
-more log-probabilities than there are tokens, and whatever the scheduler could not even decode.
+more log-probabilities than there are tokens, and fields of other types than SGLang declares.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def refuse_logprobs(top_logprobs_num: int | None, vocab_size: int) -> None:
         raise ValueError(f"top_logprobs_num {top_logprobs_num} is not between 0 and {vocab_size}.")
 
 
-def refuse_undecodable(request: Any) -> None:
-    """Check that the scheduler can decode a request, field by field, as it will be sent.
+def refuse_wrong_types(request: Any) -> None:
+    """Check that every field of a request has the type that SGLang declares for it.
 
     Args:
         request: SGLang's tokenized request.
@@ -177,7 +177,7 @@ def install() -> None:
             # What SGLang reads here is the client's alone.
             what = "stop_regex" if isinstance(error, re.error) else "The request"
             raise ValueError(f"{what} cannot be read: {error}") from error
-        refuse_undecodable(request)
+        refuse_wrong_types(request)
         return request
 
     TokenizerManager._validate_one_request = validate

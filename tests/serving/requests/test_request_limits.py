@@ -151,8 +151,8 @@ def tokenized(**fields):
     return TokenizedGenerateReqInput(**values | fields)
 
 
-def test_what_the_scheduler_can_decode_passes():
-    request_limits.refuse_undecodable(tokenized(sampling_params=params(custom_params={"a": [1]})))
+def test_fields_of_the_right_types_pass():
+    request_limits.refuse_wrong_types(tokenized(sampling_params=params(custom_params={"a": [1]})))
 
 
 @pytest.mark.parametrize(
@@ -165,16 +165,16 @@ def test_what_the_scheduler_can_decode_passes():
         ("session_id", 5),
     ],
 )
-def test_what_it_cannot_decode_is_named(field, value):
+def test_a_field_of_another_type_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} of the request has a wrong type"):
-        request_limits.refuse_undecodable(tokenized(**{field: value}))
+        request_limits.refuse_wrong_types(tokenized(**{field: value}))
 
 
 def test_sampling_parameters_too():
     with pytest.raises(ValueError, match="sampling_params of the request has a wrong type"):
-        request_limits.refuse_undecodable(tokenized(sampling_params=params(custom_params="zh")))
+        request_limits.refuse_wrong_types(tokenized(sampling_params=params(custom_params="zh")))
 
 
 def test_numbers_that_cannot_be_sent():
     with pytest.raises(ValueError, match="has a wrong type: can't serialize ints"):
-        request_limits.refuse_undecodable(tokenized(bootstrap_room=10**30))
+        request_limits.refuse_wrong_types(tokenized(bootstrap_room=10**30))
