@@ -31,7 +31,12 @@ class Walk:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.client = httpx.Client(timeout=httpx.Timeout(60), trust_env=False)
+        # A server that answers 500 closes the connection.
+        self.client = httpx.Client(
+            timeout=httpx.Timeout(60),
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
+        )
         self.normal = generate(url, PROMPT, max_new_tokens=8).visible
         self.sent: list[str] = []
         self.codes: dict[int, int] = {}
