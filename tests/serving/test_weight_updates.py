@@ -19,6 +19,12 @@ from fastmtp_sglang.serving.weight_updates import refuse_other_tensors, tensor_s
 SERVED = {"lm_head.weight": (8, 4), "model.norm.weight": (4,), "model.mtp_layers.0.a": (2,)}
 
 
+@pytest.fixture(autouse=True)
+def outside_a_server(monkeypatch):
+    """SGLang's loader asks for the server's arguments, and does without."""
+    monkeypatch.setattr("sglang.srt.model_loader.loader.get_server_args", lambda: None)
+
+
 class Config:
     """What is read of SGLang's ModelConfig."""
 
