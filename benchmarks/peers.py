@@ -58,7 +58,7 @@ from fastmtp_benchmarks.peers_systems import (
 from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
-from fastmtp_sglang.models.dtype import Dtype, default_dtype
+from fastmtp_sglang.models.dtype import DEFAULT_DTYPE, Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +129,7 @@ def main(
     chosen = _chosen(systems, llama_python, console)
     _require(output)
     flags = _split(fastmtp_flags)
-    dtype = dtype or default_dtype()
+    dtype = dtype or DEFAULT_DTYPE
     path = smollm2.directory("--model", model)
     prompts = _prompts(path, task, max(*sizes, FEWEST_PROMPTS), max(sizes))
     threads = threads or measured_on["threads"]

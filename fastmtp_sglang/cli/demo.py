@@ -83,7 +83,7 @@ def _measure(
 ) -> tuple["Comparison", bool | None]:
     """Run both servers; also tell whether the head is trained (None: the user's own)."""
     from fastmtp_sglang.models import smollm2
-    from fastmtp_sglang.models.dtype import default_dtype
+    from fastmtp_sglang.models.dtype import DEFAULT_DTYPE
     from fastmtp_sglang.servers.comparison import Comparison
     from fastmtp_sglang.servers.launch import speculation_flags
 
@@ -98,7 +98,7 @@ def _measure(
             draft, trained = head.path, head.trained
             num_steps = num_steps or head.num_steps
     if dtype is None:
-        dtype = default_dtype()
+        dtype = DEFAULT_DTYPE
         progress(f"serving in {dtype}; --dtype overrides")
     common = (*smollm2.serve_flags(dtype), smollm2.NO_PREFIX_CACHE)
     flags = [*common, *speculation_flags(str(draft), num_steps)]

@@ -27,7 +27,13 @@ _SPEC = "sglang.srt.speculative"
 _OPS = "sglang.kernels.ops.speculative"
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
+_DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
 _ATTENTION = "sglang.srt.layers.attention"
+_MANAGER = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
+_SCHEDULER = "sglang.srt.managers.scheduler:Scheduler"
+_SCHEDULER_PARTS = "sglang.srt.managers.scheduler_components"
+_IO = "sglang.srt.managers.io_struct"
+_LOADER = "sglang.srt.model_loader.loader"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
 
 HOOKS: tuple[Hook, ...] = (
@@ -108,13 +114,68 @@ HOOKS: tuple[Hook, ...] = (
     # Requests.
     Hook(
         "override",
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
+        f"{_MANAGER}._validate_one_request",
         "obj input_ids",
     ),
     Hook(
         "override",
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
+        f"{_MANAGER}._calculate_spec_decoding_metrics",
         "meta_info recv_obj i",
+    ),
+    Hook("override", f"{_MANAGER}._create_tokenized_object", "obj input_text input_ids"),
+    Hook(
+        "override",
+        "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin._execute_profile",
+        "req",
+    ),
+    Hook("override", "sglang.srt.managers.communicator:FanOutCommunicator.__call__", "obj"),
+    Hook("override", f"{_SCHEDULER}.init_request_dispatcher", ""),
+    Hook("override", f"{_SCHEDULER}.handle_generate_request", "recv_req"),
+    Hook("call", f"{_SCHEDULER}.send_abort_output", "abort_req req"),
+    Hook("call", f"{_IO}:msgpack_encode", "obj"),
+    Hook("call", f"{_IO}:msgpack_decode", "data"),
+    Hook("call", f"{_IO}:AbortReq"),
+    Hook(
+        "override",
+        "sglang.srt.session.session_controller:Session.create_req",
+        "req tokenizer vocab_size",
+    ),
+    Hook("call", "sglang.srt.session.session_controller:SessionReqNode.clear", "req_dict"),
+    # Profiles, memory and weights of a running server.
+    *(
+        Hook(
+            "override",
+            f"{_SCHEDULER_PARTS}.profiler_manager:SchedulerProfilerManager.{name}",
+            parameter,
+        )
+        for name, parameter in {
+            "_profile": "recv_req",
+            "_profile_batch_predicate": "batch",
+        }.items()
+    ),
+    *(
+        Hook(
+            "override",
+            f"{_SCHEDULER_PARTS}.weight_updater:SchedulerWeightUpdaterManager.{name}",
+            "recv_req",
+        )
+        for name in (
+            "update_weights_from_tensor",
+            "release_memory_occupation",
+            "resume_memory_occupation",
+        )
+    ),
+    Hook(
+        "override",
+        "sglang.srt.model_executor.model_runner_components.weight_updater:"
+        "WeightUpdater.update_weights_from_disk",
+        "model_path load_format",
+    ),
+    Hook("call", f"{_LOADER}:get_model_loader", "load_config model_config"),
+    Hook(
+        "call",
+        f"{_LOADER}:DefaultModelLoader._prepare_weights",
+        "model_name_or_path revision fall_back_to_pt",
     ),
     # Verification.
     Hook(
@@ -193,6 +254,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_PLATFORM}.get_kv_pool_cls", "kind"),
     Hook("override", f"{_PLATFORM}.get_speculative_cache_locs_fn", ""),
     Hook("override", f"{_PLATFORM}.init_backend", ""),
+    Hook("override", f"{_DEVICE}.get_torch_profiler_activity_str", ""),
+    Hook("override", f"{_DEVICE}.get_torch_profiler_activity", ""),
     Hook("override", f"{_PLATFORM}.post_load_model", "model"),
     Hook("override", f"{_POOL}:MHATokenToKVPool._init_kv_copy_and_warmup", ""),
     Hook(

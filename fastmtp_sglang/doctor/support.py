@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fastmtp_sglang.contract.limits import LIMITS, NOT_ADAPTIVE, ON_A_CPU, Limit, flag_of
+from fastmtp_sglang.serving.requests.guards import GUARDED
 from fastmtp_sglang.serving.requests.request_limits import REQUEST_LIMITS
 
 # Feature, and the tests that show it; each is a file of this repository.
@@ -44,6 +45,15 @@ WORKS = (
     (
         "two tensor-parallel ranks, draft vocabularies included",
         "tests/served/test_tensor_parallel.py",
+    ),
+    (
+        "new weights from a folder, tensors or a trainer; the head keeps its own",
+        "tests/served/test_weight_updates.py",
+    ),
+    ("CPU profiles, sessions, release and resume", "tests/served/test_every_route.py"),
+    (
+        "odd values in every field and at every route: the server goes on",
+        "tests/served/test_every_route.py",
     ),
     ("several servers behind SGLang's router", "tests/served/test_scale_out.py"),
     ("`sglang.Engine`", "tests/served/test_entry_points.py"),
@@ -100,8 +110,9 @@ def page() -> str:
             "## Refused requests",
             "",
             "HTTP 400; the other requests of the batch go on. So are prompts without tokens, or",
-            "with ids that the model does not have. With speculation SGLang takes K + 1 places off",
-            "the context, for drafts: a request that needs the last of them is refused too.",
+            "with ids that the model does not have, and a `lang` that is no text. With speculation",
+            "SGLang takes K + 1 places off the context, for drafts: a request that needs the last",
+            "of them is refused too.",
             "",
             *_table(
                 ("parameter", "refused", "reason"),
@@ -114,6 +125,16 @@ def page() -> str:
                     for limit in REQUEST_LIMITS
                 ),
             ),
+            "",
+            "## What would end SGLang alone",
+            "",
+            "SGLang 0.5.23 carries these out in the loop that all requests share, where an",
+            "exception ends the server. With FASTMTP, and on the CPU platform with any algorithm:",
+            "",
+            *_table(("asked for", "answer", "reported as"), GUARDED),
+            "",
+            "Odd bodies of `/v1/chat/completions`, `/invocations` and `/add_external_corpus` may",
+            "get HTTP 500 from SGLang's own models of them; the server goes on.",
             "",
         )
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
-from fastmtp_sglang.models.dtype import default_dtype
+from fastmtp_sglang.models.dtype import DEFAULT_DTYPE
 
 NAME = "smollm2"
 CHECKPOINT = "smollm2-135m-instruct"  # its directory in the cache
@@ -70,7 +70,7 @@ def directory(option: str, value: str) -> Path:
 
 def serve_flags(dtype: str | None = None) -> tuple[str, ...]:
     """Return the flags of `sglang serve` for `checkpoint()`; None is the default dtype."""
-    return ("--dtype", dtype or default_dtype(), "--max-total-tokens", _MAX_TOTAL_TOKENS)
+    return ("--dtype", dtype or DEFAULT_DTYPE, "--max-total-tokens", _MAX_TOTAL_TOKENS)
 
 
 def checkpoint(progress: cache.Progress = cache.silent) -> Path:

@@ -31,7 +31,7 @@ def command(
 ) -> list[str]:
     """Return the command that serves `model`; builds the embedded model and its head if need be.
 
-    `dtype` None is `default_dtype()` for the embedded model, SGLang's choice for others. Flags
+    `dtype` None is `DEFAULT_DTYPE` for the embedded model, SGLang's choice for others. Flags
     given by hand come last and win; `progress` receives lines for people. Raises FastMTPError for
     arguments that contradict each other, would be ignored, or name files that do not exist.
     """

@@ -16,7 +16,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from fastmtp_sglang.contract import identity, limits
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving.requests import request_limits, request_metrics
+from fastmtp_sglang.serving.requests import guards, request_metrics
 from fastmtp_sglang.serving.verification import stops
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
                 DEFAULT_MAX_RUNNING_REQUESTS,
             )
         self._resolve_draft(server_args)
-        request_limits.install()
+        guards.install_in_tokenizer_manager()
         request_metrics.install(
             server_args.speculative_num_steps, adaptive=server_args.speculative_adaptive
         )
@@ -200,7 +200,9 @@ def worker_class(server_args: Any) -> type:
     stops.install()
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
     ModelRegistry.models["MiMoMTP"] = MiMoMTP
-    if current_platform.is_out_of_tree() and current_platform.device_type == "cpu":
+    on_a_cpu = current_platform.is_out_of_tree() and current_platform.device_type == "cpu"
+    guards.install_in_scheduler(on_a_cpu=on_a_cpu)
+    if on_a_cpu:
         from fastmtp_sglang.serving.cpu import ops
 
         ops.install()

@@ -25,6 +25,7 @@ from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.serving import weight_updates
 from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
 from fastmtp_sglang.serving.drafting.deferred_keys import DeferredKeys
@@ -56,6 +57,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         self.draft_head: DraftHead | MaskedDraftHead | None = None
         self._deferred_keys: DeferredKeys | None = None
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
+        weight_updates.remember(target_worker.model_config)
         # Stock SGLang shares them after it has sized the KV pool, while the head still holds copies
         # (sglang#36452: 2.5 GB that a MiMo-7B server loses for good).
         before = _parameter_bytes(self.draft_runner.model)

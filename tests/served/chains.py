@@ -28,6 +28,10 @@ SUCCESSOR = torch.full((VOCAB_SIZE,), -1)
 for _cycle in CYCLES.values():
     SUCCESSOR[list(_cycle)] = torch.tensor([*_cycle[1:], _cycle[0]])
 SUCCESSOR[list(SWITCHING)] = torch.tensor([*SWITCHING[1:], CYCLES["zh"][0]])
+# The same cycles, the other way round.
+PREDECESSOR = torch.full((VOCAB_SIZE,), -1)
+for _cycle in CYCLES.values():
+    PREDECESSOR[[*_cycle[1:], _cycle[0]]] = torch.tensor(list(_cycle))
 
 
 def prompt(language: str, length: int = 24) -> list[int]:

@@ -48,7 +48,7 @@ _ORDER = (
     *("whitelist", "entry_points", "distillation", "bench", "peers", "real_model", "tool_calls"),
     "hidden_states",
     *("routing", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
-    *("malformed_requests", "structured_output", "scale_out", "scheduling", "equality"),
+    *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "rejection", "tensor_parallel"),
 )
 
@@ -74,8 +74,10 @@ class Checkpoints:
     smollm2_head: Path
     mimo: Path
     mimo_head: Path
+    plain: Path
     chains: Path
     chains_head: Path
+    reversed_chains: Path
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +102,10 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
         smollm2_head=head.path,
         mimo=mimo,
         mimo_head=root / "mimo-head",
+        plain=plain,
         chains=chained,
         chains_head=root / "chains-head",
+        reversed_chains=models.chain_target(root / "reversed-chains", chains.PREDECESSOR),
     )
 
 
@@ -111,6 +115,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     # Its keys and values take 46 kB a token; the longest prompt is of 1,500 tokens.
     real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
     two_ranks = ("--tp-size", "2")
+    chat = ("--chat-template", "chatml")
     return {
         "smollm2": (checkpoints.smollm2, real),
         "smollm2-fastmtp": (
@@ -129,7 +134,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "mimo": (checkpoints.mimo, ()),
         # Only so are SGLang's own penalties those of the tokens before (`penalties`).
         "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),
-        "mimo-native": (checkpoints.mimo, speculate),
+        "mimo-native": (checkpoints.mimo, (*speculate, *chat)),
         "mimo-rejection": (
             checkpoints.mimo,
             (*speculate, "--speculative-use-rejection-sampling"),
@@ -162,7 +167,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "chains-routed": (
             checkpoints.chains,
             (
-                *(*speculate, draft, str(checkpoints.chains_head)),
+                *(*speculate, draft, str(checkpoints.chains_head), *chat),
                 *("--enable-metrics", "--decode-log-interval", "5"),
             ),
         ),
@@ -226,7 +231,12 @@ def servers(checkpoints, tmp_path_factory):
             server = ServerProcess(
                 model,
                 [*_COMMON, *flags],
-                env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), **_ENV.get(kind, {})},
+                env={
+                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+                    "HF_HUB_OFFLINE": "1",
+                    "SGLANG_TORCH_PROFILER_DIR": str(logs),
+                    **_ENV.get(kind, {}),
+                },
                 log_path=logs / f"{kind}.log",
             )
             if kind == _LAUNCH_SERVER:

@@ -1,8 +1,9 @@
 """64 clients ask at random, a tenth of them give up: 400 requests, `make soak` for 10,000.
 
 Every answer is compared with SGLang alone, which answers each of the distinct requests once: plain
-and streamed, stops, penalties, biases, minimum lengths, grammars. At the end nothing may hold a
-page or a slot. `make soak` writes what it found to benchmarks/results/soak.json.
+and streamed, stops, penalties, biases, minimum lengths, grammars. Among them are requests and calls
+that no client should send, which must disturb nobody. At the end nothing may hold a page or a slot.
+`make soak` writes what it found to benchmarks/results/soak.json.
 
 Run alone: pytest tests/served/test_soak.py (starts two tiny servers).
 """
@@ -19,6 +20,7 @@ import httpx
 import psutil
 from client import TIMEOUT, Answer, acceptance_length, flush, generate
 from features import GRAMMARS, PENALTIES
+from odd import JSON, encoded, odd_requests
 from prompts import requests
 
 from fastmtp_benchmarks.environment import save
@@ -27,6 +29,15 @@ SEED = 20251125
 RESULT = os.environ.get("SOAK_RESULT")
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "400"))
 CLIENTS = 64
+# Calls that are refused while nothing was started or released before them.
+REFUSED_CALLS = (
+    ("/resume_memory_occupation", {}),
+    ("/release_memory_occupation", {"tags": ["x"]}),
+    ("/start_profile", {"activities": ["MEM"]}),
+    ("/stop_profile", {}),
+    ("/end_weight_update", {}),
+    ("/start_expert_distribution_record", {}),
+)
 
 
 def distinct() -> list[tuple[str, dict]]:
@@ -64,9 +75,17 @@ def test_soak(servers):
         for _ in range(REQUESTS)
     ]
 
+    schemas = httpx.get(f"{url}/openapi.json", timeout=TIMEOUT).json()
+    odd = [
+        *REFUSED_CALLS,
+        *(("/generate", body) for body in odd_requests(schemas, "/generate", generator)),
+    ]
+
     def one(number: int) -> Answer | None:
         index, kind, patience = plan[number]
         prompt, options = cases[index]
+        if kind > 0.95:
+            _ask_oddly(url, *odd[int(patience * 2.5 * len(odd))])
         if kind < 0.1:
             _give_up(url, prompt, f"soak-{number}", patience)
             return None
@@ -89,6 +108,7 @@ def test_soak(servers):
                 "distinct": len(cases),
                 "clients": CLIENTS,
                 "compared": len(compared),
+                "odd": sum(kind > 0.95 for _, kind, _ in plan),
                 "given_up": REQUESTS - len(compared),
                 "differing": len(differing),
                 "acceptance_length": round(length, 3),
@@ -122,6 +142,12 @@ def _give_up(url: str, prompt: str, identifier: str, patience: float) -> None:
                 httpx.post(f"{url}/abort_request", json={"rid": identifier}, timeout=TIMEOUT)
                 deadline = float("inf")
             assert not line.startswith("data: ") or line == "data: [DONE]" or json.loads(line[6:])
+
+
+def _ask_oddly(url: str, path: str, body: dict | bytes) -> None:
+    response = httpx.post(f"{url}{path}", content=encoded(body), headers=JSON, timeout=TIMEOUT)
+    assert response.status_code < 500, (path, body, response.text)
+    assert response.status_code == 400 or path == "/generate", (path, body)
 
 
 def _resident_bytes(url: str) -> int:

@@ -12,10 +12,12 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
 from fastmtp_sglang.contract import limits
+from fastmtp_sglang.serving.requests import guards
 
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
 # it. On our platform the name stands for our class.
 ATTENTION_BACKEND = "torch_native"
+_get_device_module = torch.get_device_module
 
 
 class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -31,7 +33,8 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Refuse what cannot work here, with or without speculation; no default is changed.
 
-        And compile the native operators meanwhile, if that was never done.
+        Meanwhile the native operators are compiled, if that was never done, and this process, which
+        takes requests, learns to refuse those that no server survives.
 
         Raises:
             FastMTPError: naming the flag, the reason and the way out.
@@ -40,6 +43,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from fastmtp_sglang.serving.cpu.native.compiled import compile_ahead
 
         compile_ahead()
+        guards.install_in_tokenizer_manager()
 
     def get_default_attention_backend(self) -> str:
         """The name that `init_backend` gives to `cpu.attention.CpuAttnBackend`."""
@@ -78,8 +82,22 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         return assign_extend_cache_locs
 
+    def get_torch_profiler_activity_str(self) -> str:
+        """What `/start_profile` calls the activity of this device."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        """And what torch calls it."""
+        return torch.profiler.ProfilerActivity.CPU
+
     def init_backend(self) -> None:
-        """Put our attention into SGLang's registry; called once in each worker process."""
+        """Put our attention into SGLang's registry; called once in each worker process.
+
+        Where SGLang asks torch for the module of its device without naming one, a torch built for
+        CUDA answers with that.
+        """
+        if torch.get_device_module is _get_device_module:
+            torch.get_device_module = _cpu_by_default
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
         @register_attention_backend(ATTENTION_BACKEND)
@@ -89,13 +107,19 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
             return CpuAttnBackend(runner)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Pack the weights for the native operators, and let SGLang find these.
+        """Pack the weights for the native operators and let SGLang find these.
 
-        Not sooner, since SGLang's layers cannot be imported while its model runner is.
+        Its scheduler learns to survive odd calls. Not sooner, since neither its layers nor that can
+        be imported while its model runner is.
         """
         from fastmtp_sglang.serving.cpu import fused, replay
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
 
         fused.register(self.get_dispatch_key_name())
+        guards.install_in_scheduler(on_a_cpu=True)
         pack_model(model)
         replay.install(model)
+
+
+def _cpu_by_default(device: torch.device | str | None = None) -> Any:
+    return _get_device_module("cpu" if device is None else device)

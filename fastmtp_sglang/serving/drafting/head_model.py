@@ -31,6 +31,9 @@ from fastmtp_sglang.head.config import FastMTPConfig
 
 _BLOCKS = {"llama": LlamaDecoderLayer, "qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
 
+# How the names of a target's tensors begin, and none of a head's.
+_OF_A_TARGET = ("model.", "lm_head.")
+
 # Checkpoint names of the projections that SGLang keeps fused.
 _FUSED = (
     (".q_proj.", ".qkv_proj.", "q"),
@@ -82,6 +85,7 @@ class FastMTPHead(nn.Module):
         with torch.device("meta"):
             self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width)
             self.lm_head = ParallelLMHead(config.vocab_size, width)
+        self._is_loaded = False
 
     @torch.no_grad()
     def forward(
@@ -121,7 +125,10 @@ class FastMTPHead(nn.Module):
         self.lm_head = target_lm_head
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load a head directory's tensors.
+        """Load a head directory's tensors; later, those of them that an update brings.
+
+        An update of the target's weights passes the target's tensors here too, which leave the head
+        as it is.
 
         Raises:
             FastMTPError: a tensor is unknown to the head, or one of the head's is not in the files.
@@ -131,6 +138,8 @@ class FastMTPHead(nn.Module):
         seen = set()
         for name, tensor in weights:
             if name not in expected:
+                if self._is_loaded and name.startswith(_OF_A_TARGET):
+                    continue
                 raise FastMTPError(
                     f"The head's checkpoint holds {name}, which a {self.config.family} head does "
                     "not have. Its config.json and model.safetensors do not belong together."
@@ -144,11 +153,12 @@ class FastMTPHead(nn.Module):
             else:
                 parameter = parameters[name]
                 getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
-        if expected - seen:
+        if not self._is_loaded and expected - seen:
             raise FastMTPError(
                 f"The head's checkpoint lacks {', '.join(sorted(expected - seen))}. "
                 "Export it again; a partial head drafts noise."
             )
+        self._is_loaded = True
 
 
 def _checkpoint_names(parameters: Iterable[str]) -> Iterable[str]:

@@ -29,20 +29,24 @@ class MiMoMTP(StockMiMoMTP):
         super().__init__(*args, **kwargs)
         for module in (self.model.embed_tokens, self.lm_head):
             module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+        self._is_loaded = False
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Load the MTP layer's tensors from a checkpoint of the whole model.
 
+        A later update may lack them; then the layer stays as it is.
+
         Raises:
-            FastMTPError: the checkpoint has no MTP layer.
+            FastMTPError: the first checkpoint has no MTP layer.
         """
         seen: set[str] = set()
         super().load_weights(_without_vocabulary(weights, seen))
-        if _SENTINEL not in seen:
+        if not self._is_loaded and _SENTINEL not in seen:
             raise FastMTPError(
                 f"The checkpoint has no tensor {_SENTINEL}: it was exported without its MTP layer. "
                 "Use the original checkpoint, or give a head with --speculative-draft-model-path."
             )
+        self._is_loaded = True
 
 
 def _without_vocabulary(

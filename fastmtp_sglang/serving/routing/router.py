@@ -103,7 +103,7 @@ class Router:
         )
         self._host_scripts = vocabulary.token_scripts
         self._owners: list[Any] = [None] * num_slots
-        self._unknown_names: set[str] = set()
+        self._has_warned = False
         self.state = new_state(num_slots, NUM_SCRIPTS, len(self.names), device)
 
     @property
@@ -228,11 +228,12 @@ class Router:
             return _NO_LIST
         if name in self.names:
             return self.names.index(name)
-        if name not in self._unknown_names:
-            self._unknown_names.add(name)
+        # Clients choose the names: one line, however many there are.
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                'custom_params {"lang": %r} names no draft list (there are %s); such requests are '
-                "routed by their text.",
+                'custom_params {"lang": %.40r} names no draft list (there are %s); such requests '
+                "are routed by their text.",
                 name,
                 ", ".join(self.names),
             )

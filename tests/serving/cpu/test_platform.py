@@ -1,15 +1,21 @@
-"""What the CPU platform refuses at start-up.
+"""What the CPU platform refuses at start-up, and that SGLang's whole platform interface is there.
 
 Alone: pytest tests/serving/cpu/test_platform.py
 """
 
+import inspect
+from collections.abc import Iterator
+
 import pytest
 import tiny_models as models
 import torch
+from sglang.srt.platforms.device_mixin import DeviceMixin
+from sglang.srt.platforms.interface import SRTPlatform
 from sglang.srt.server_args import ServerArgs
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving import plugin
+from fastmtp_sglang.serving.cpu.platform import FastMTPCpuPlatform
 
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="not our platform")
 
@@ -54,3 +60,63 @@ def test_what_has_no_operator_here_is_refused(target, algorithm, arguments, begi
 
 def test_nothing_else_is(target):
     ServerArgs(model_path=str(target), random_seed=7).resolve_once()
+
+
+# --- the interface ---
+
+ARGUMENTS = {"algorithm": "FASTMTP", "device": torch.device("cpu"), "backend": "torch_native"}
+
+
+def without_default() -> Iterator[str]:
+    """The methods of SGLang's interface that raise unless a platform has its own."""
+    for interface in (DeviceMixin, SRTPlatform):
+        for name, function in vars(interface).items():
+            if "NotImplementedError" in getattr(
+                getattr(function, "__code__", None), "co_names", ()
+            ):
+                yield name
+
+
+def test_such_methods_are_found():
+    found = set(without_default())
+    assert {"get_torch_profiler_activity", "get_default_attention_backend"} <= found
+    assert len(found) > 10
+
+
+@pytest.mark.parametrize("name", without_default())
+def test_every_method_without_a_default_answers(name):
+    method = getattr(FastMTPCpuPlatform(), name)
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(method).parameters.values()
+        if parameter.default is parameter.empty
+    ]
+    answer = method(**{parameter: ARGUMENTS[parameter] for parameter in needed})
+    # Neither says anything: set_device does, and a CPU has no compute capability.
+    assert (answer is None) == (name in ("set_device", "get_device_capability"))
+
+
+def test_what_may_be_absent_is_not_promised():
+    """SGLang refuses a platform without these classes where its capabilities say they are there."""
+    platform = FastMTPCpuPlatform()
+    assert (platform.get_graph_runner_cls() is not None) >= platform.capabilities.graph_capture
+    piecewise = platform.get_piecewise_backend_cls()
+    assert (piecewise is not None) >= platform.capabilities.piecewise_graph
+
+
+def test_a_profile_is_of_the_cpu():
+    platform = FastMTPCpuPlatform()
+    activity = platform.get_torch_profiler_activity()
+    assert getattr(torch.profiler.ProfilerActivity, platform.get_torch_profiler_activity_str()) is (
+        activity
+    )
+    with torch.profiler.profile(activities=[activity]) as profile:
+        torch.ones(2).add(1)
+    assert any(event.key == "aten::add" for event in profile.key_averages())
+
+
+def test_torch_means_the_cpu_where_no_device_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "get_device_module", torch.get_device_module)
+    FastMTPCpuPlatform().init_backend()
+    assert torch.get_device_module() is torch.cpu
+    assert torch.get_device_module("cuda") is torch.cuda

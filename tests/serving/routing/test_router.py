@@ -132,6 +132,15 @@ def test_an_unknown_name_is_reported_once_and_routed_by_text(router, caplog):
     assert caplog.text.count("'tlh'} names no draft list (there are en, zh, full)") == 1
 
 
+def test_unknown_names_are_neither_kept_nor_logged_without_end(router, caplog):
+    for number in range(300):
+        router.start([1], [Request(LATIN[:20], lang=f"{number}" + "x" * 5000)])
+        assert name(router, 1) == "en"
+    assert len(caplog.records) == 1
+    assert len(caplog.text) < 300
+    assert not any(isinstance(kept, set | dict) for kept in vars(router).values())
+
+
 def test_a_failing_list_is_left_and_taken_again(router):
     router.start([1], [Request(LATIN[:20])])
     unlisted = LATIN[LISTED:]
