@@ -116,6 +116,17 @@ HOOKS: tuple[Hook, ...] = (
         "sglang.srt.managers.tokenizer_manager:TokenizerManager._calculate_spec_decoding_metrics",
         "meta_info recv_obj i",
     ),
+    Hook(
+        "override",
+        "sglang.srt.managers.schedule_batch:Req.update_spec_correct_drafts_histogram",
+        "num_correct_drafts",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.managers.scheduler_components.metrics_reporter:"
+        "SchedulerMetricsReporter.report_decode_stats",
+        "can_run_cuda_graph running_batch num_generated_tokens",
+    ),
     # Verification.
     Hook(
         "override",
