@@ -42,7 +42,7 @@ _MAX_RUNNING = 3
 # Files in an order in which each server is started once, or nearly so.
 _ORDER = (
     *("entry_points", "bench", "real_model", "tool_calls", "hidden_states"),
-    *("routing", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
+    *("routing", "acceptance", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
     *("malformed_requests", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "rejection", "tensor_parallel"),
 )

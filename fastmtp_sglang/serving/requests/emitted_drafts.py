@@ -2,9 +2,9 @@
 
 SGLang counts the accepted drafts of a verification before it looks for the end of the answer among
 them (its length, EOS, stops, its grammar), and with overlap scheduling it verifies an answer that
-has ended once more. Here a verification counts its emitted tokens but one, the target's own, so that
-with K drafts each answer has 1 + verifications + counted drafts tokens. Runs in the scheduler
-process, on top of `verification.stops`.
+has ended once more. Here a verification counts its emitted tokens but one, which the target adds in
+any case: an answer has 1 + verifications + counted drafts tokens. Runs in the scheduler process, on
+top of `verification.stops`.
 """
 
 from __future__ import annotations
