@@ -181,9 +181,10 @@ def test_some_failures_are_shown(run, two, prompts, tmp_path):
     assert (row["failed"], row["pairs"], row["identical"]) == (1, 4, 4)
     # Its time is part of the run's, which the report says.
     assert 0 < row["lost_seconds"] < row["wall_seconds"]
-    assert "mine, qa, concurrency 1: failed requests and pauses took 0" in (
-        out / "report.md"
-    ).read_text()
+    assert (
+        "mine, qa, concurrency 1: failed requests and pauses took 0"
+        in (out / "report.md").read_text()
+    )
 
 
 def test_tasks_whose_names_look_alike_have_their_own_rows(run, two, tmp_path):
