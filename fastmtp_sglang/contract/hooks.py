@@ -25,6 +25,7 @@ class Hook:
 
 _SPEC = "sglang.srt.speculative"
 _OPS = "sglang.kernels.ops.speculative"
+_OPENAI = "sglang.srt.entrypoints.openai"
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
 _ATTENTION = "sglang.srt.layers.attention"
@@ -127,6 +128,27 @@ HOOKS: tuple[Hook, ...] = (
         "SchedulerMetricsReporter.report_decode_stats",
         "can_run_cuda_graph running_batch num_generated_tokens",
     ),
+    # Streamed answers.
+    Hook(
+        "override",
+        f"{_OPENAI}.serving_chat:OpenAIServingChat._generate_stream_content",
+        "content index request created stream_offsets reasoning_parser_dict parser_dict "
+        "has_tool_calls choice_logprobs finish_reason_type",
+    ),
+    Hook(
+        "override",
+        f"{_OPENAI}.serving_responses:OpenAIServingResponses"
+        ".responses_stream_generator_non_harmony",
+        "request sampling_params result_generator",
+    ),
+    Hook(
+        "call",
+        f"{_OPENAI}.serving_chat:OpenAIServingChat._tool_call_parsing_active",
+        "request",
+    ),
+    Hook("call", f"{_OPENAI}.serving_chat:OpenAIServingChat._encoding_output", ""),
+    Hook("call", "sglang.srt.runtime_context:get_serving", ""),
+    Hook("call", "sglang.utils:find_printable_text", "text"),
     # Verification.
     Hook(
         "override",

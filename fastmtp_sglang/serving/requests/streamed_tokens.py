@@ -90,7 +90,7 @@ class ChunkCuts:
         Args:
             tokenizer: the served model's.
             skip_special_tokens: of the request.
-            is_incremental: chunks hold what is new (--incremental-streaming-output), not all so far.
+            is_incremental: chunks hold what is new, not all (--incremental-streaming-output).
         """
         self._cuts = TokenCuts(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
         self._is_incremental = is_incremental
@@ -183,9 +183,7 @@ def _cutting_responses(
     ) -> AsyncGenerator[str, None]:
         if serving._encoding_output() is None:
             skip_special_tokens = sampling_params.get("skip_special_tokens", True)
-            result_generator = _cut_all(
-                _chunk_cuts(serving, skip_special_tokens), result_generator
-            )
+            result_generator = _cut_all(_chunk_cuts(serving, skip_special_tokens), result_generator)
         return stock(serving, request, sampling_params, result_generator, *others, **named)
 
     return responses_stream_generator_non_harmony

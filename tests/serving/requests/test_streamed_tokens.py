@@ -29,8 +29,8 @@ from fastmtp_sglang.serving.requests.streamed_tokens import ChunkCuts, TokenCuts
 SEED = 20250918
 STOCK = OpenAIServingChat._generate_stream_content
 CUTTING = streamed_tokens._cutting_chat(STOCK)
-# They read a template that comes with the model's tokenizer.
-OF_A_TEMPLATE = {"response_template", "beam"}
+# It reads a template that comes with the model's tokenizer; `beam` is one with its own.
+OF_A_TEMPLATE = {"response_template"}
 
 WEATHER = {
     "type": "object",
@@ -91,7 +91,16 @@ THINKING = ("<think>", "</think>")
 class Stream:
     """One streamed answer, out of runs of tokens; put together as a client does it."""
 
-    def __init__(self, monkeypatch, tokenizer, *, tools=None, reasoning=None, incremental=False):
+    def __init__(
+        self,
+        monkeypatch,
+        tokenizer,
+        *,
+        tools=None,
+        tool_choice="auto",
+        reasoning=None,
+        incremental=False,
+    ):
         settings = SimpleNamespace(incremental_streaming_output=incremental)
         for module in (serving_chat, runtime_context):
             monkeypatch.setattr(module, "get_serving", lambda: settings)
@@ -107,6 +116,7 @@ class Stream:
             model="m",
             messages=[{"role": "user", "content": "?"}],
             tools=TOOLS if tools else None,
+            tool_choice=tool_choice if tools else None,
             skip_special_tokens=False,
         )
 
@@ -215,6 +225,18 @@ def test_stock_differs(monkeypatch, tokenizer, parser):
     generator = random.Random(SEED)
     runs = [random_runs(generator, len(ids), 4) for _ in range(8)]
     assert any(stream.run(STOCK, ids, lengths) != expected for lengths in runs)
+
+
+def test_forced_calls(monkeypatch, tokenizer):
+    """Of parsers whose format no grammar describes, they are a JSON array."""
+    said = [{"name": name, "parameters": arguments} for name, arguments in CALLS["two"]]
+    ids = tokenizer.encode(json.dumps(said, ensure_ascii=False), add_special_tokens=False)
+    stream = Stream(monkeypatch, tokenizer, tools="pythonic", tool_choice="required")
+    expected = stream.run(STOCK, ids, [1] * len(ids))
+    assert [(name, json.loads(arguments)) for name, arguments in expected["calls"]] == CALLS["two"]
+    generator = random.Random(SEED)
+    for most in (2, 4, 8, 64):
+        assert stream.run(CUTTING, ids, random_runs(generator, len(ids), most)) == expected
 
 
 @pytest.mark.parametrize("parser", ["hermes", "kimi_k2"])

@@ -109,8 +109,22 @@ FORMATS: dict[str, Callable[[Sequence[Call]], str]] = {
     "apertus2509": lambda calls: (
         "<|tools_prefix|>[" + ", ".join(_json({n: a}) for n, a in calls) + "]<|tools_suffix|>"
     ),
+    "beam": _each(
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant",
+        _tags(
+            " to={name}<|channel|>analysis <|constrain|>xml<|message|>",
+            '<rfl:parameter name="{key}">\n{value}\n</rfl:parameter>',
+            "<|end|><|start|>assistant",
+        ),
+        "<|channel|>final<|message|>",
+        "",
+    ),
     "cohere_command4": _array(
-        "<|START_ACTION|>[\n    ", "\n]<|END_ACTION|>", ",\n    ", name="tool_name", key="parameters"
+        "<|START_ACTION|>[\n    ",
+        "\n]<|END_ACTION|>",
+        ",\n    ",
+        name="tool_name",
+        key="parameters",
     ),
     "deepseekv3": _each(
         "<｜tool▁calls▁begin｜>",
@@ -163,7 +177,9 @@ FORMATS: dict[str, Callable[[Sequence[Call]], str]] = {
     ),
     "hermes": _HERMES,
     "hunyuan": _each(
-        "<tool_calls>\n", _tags("<tool_call>{name}<tool_sep>\n", _PAIR, "</tool_call>"), "\n</tool_calls>"
+        "<tool_calls>\n",
+        _tags("<tool_call>{name}<tool_sep>\n", _PAIR, "</tool_call>"),
+        "\n</tool_calls>",
     ),
     "inkling": _each(
         "",
