@@ -53,6 +53,7 @@ class Answer:
 
     prompt_digest: str = ""
     attempts: int = 0
+    lost_seconds: float = 0.0
     error: str | None = None
     text: str = ""
     reasoning: str = ""
@@ -136,8 +137,10 @@ class Endpoint(AsyncSession, ABC):
         body = self._request(messages, sampling)
         # Of the messages, not of the body: another kind of endpoint asks the same in other words.
         digest = hashlib.sha256(json.dumps(list(messages)).encode()).hexdigest()[:16]
+        began = time.perf_counter()
         for attempt in range(1, self._retries + 2):
-            answer = Answer(prompt_digest=digest, attempts=attempt)
+            lost = time.perf_counter() - began if attempt > 1 else 0.0
+            answer = Answer(prompt_digest=digest, attempts=attempt, lost_seconds=lost)
             try:
                 async with asyncio.timeout(self._timeout):
                     await self._stream(body, answer)
@@ -152,7 +155,8 @@ class Endpoint(AsyncSession, ABC):
                 break
             if attempt <= self._retries:
                 await asyncio.sleep(pause_before(attempt, self._pause))
-        return Answer(prompt_digest=digest, attempts=attempt, error=str(problem))
+        lost = time.perf_counter() - began
+        return Answer(prompt_digest=digest, attempts=attempt, lost_seconds=lost, error=str(problem))
 
     async def _stream(self, body: dict[str, Any], answer: Answer) -> None:
         sent = time.perf_counter()
@@ -184,6 +188,8 @@ class Endpoint(AsyncSession, ABC):
                     again=False,
                 )
             answer.output_tokens = len(answer.token_ids)
+        if answer.speculation is not None:
+            answer.speculation = answer.speculation.emitted(answer.output_tokens - 1)
 
     async def _get(self, path: str) -> httpx.Response | None:
         """Return the response, None if it is not 200; raises FastMTPError without a connection."""

@@ -164,6 +164,7 @@ def _record(answer: Answer, configuration: str, task: str, prompt_id: str, turn:
         prompt_digest=answer.prompt_digest,
         error=answer.error,
         attempts=answer.attempts,
+        lost_seconds=round(answer.lost_seconds, 6),
     )
     if answer.error is not None:
         return named

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from fastmtp_benchmarks.endpoint import Answer, Endpoint, Sampling
+from fastmtp_benchmarks.endpoint import Answer, AnswerFailedError, Endpoint, Sampling
 from fastmtp_benchmarks.native import spec_counters, told_by_sglang
 from fastmtp_benchmarks.records import SpecCounters
 from fastmtp_sglang.errors import FastMTPError
@@ -25,6 +25,8 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "vllm": {"return_token_ids": True},
     "sglang": {"return_output_ids_in_sglext": True, "return_spec_tokens_details": True},
 }
+# An answer that ends so is none; whether another attempt may help.
+_FAILED = {"abort": True, "error": True, "content_filter": False}
 _COUNTER = re.compile(r"^vllm:spec_decode_num_(\w+?)_total(\{[^}]*\})? (\S+)", re.MULTILINE)
 _POSITION = re.compile(r'position="(\d+)"')
 
@@ -116,6 +118,11 @@ class OpenAIEndpoint(Endpoint):
                     so_far = len(answer.token_ids)
                 answer.arrived(seconds, so_far)
             answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+            if answer.finish_reason in _FAILED:
+                raise AnswerFailedError(
+                    f"ended with finish_reason {answer.finish_reason}",
+                    again=_FAILED[answer.finish_reason],
+                )
 
 
 def vllm_counters(metrics: str) -> SpecCounters | None:

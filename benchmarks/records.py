@@ -16,13 +16,25 @@ class SpecCounters(BaseModel):
 
     Attributes:
         verifications: Forward passes of the target that verified drafts.
-        accepted_drafts: Draft tokens that they accepted; the target's own tokens do not count.
+        accepted_drafts: Draft tokens of theirs that were emitted; the target's own do not count.
         histogram: Entry j is the number of verifications that accepted j drafts.
     """
 
     verifications: int
     accepted_drafts: int
     histogram: list[int] | None = None
+
+    def emitted(self, tokens: int) -> SpecCounters:
+        """Return the counters without drafts that are not among `tokens`.
+
+        Servers also count what was accepted behind the end of an answer. `tokens` are those after
+        the first ones, which are the prefill's; each verification adds one in any case. How many
+        drafts the last verification accepted is not told, so the histogram is lost.
+        """
+        most = max(tokens - self.verifications, 0)
+        if self.accepted_drafts <= most:
+            return self
+        return SpecCounters(verifications=self.verifications, accepted_drafts=most)
 
 
 class Record(BaseModel):
@@ -34,6 +46,7 @@ class Record(BaseModel):
         prompt_digest: Tells whether two runs asked the same: a second turn holds the first answer.
         error: Why there is no answer, in words; everything below is then None or empty.
         attempts: Requests sent, retries included; 0 for a turn whose predecessor failed.
+        lost_seconds: From the first request to the last one, or to the end of one that failed too.
         output_tokens: From usage or token ids, never from counting chunks.
         token_ids: None where the endpoint gives none; answers are then compared as text.
         text: The answer without its reasoning.
@@ -54,6 +67,7 @@ class Record(BaseModel):
     prompt_digest: str = ""
     error: str | None = None
     attempts: int = 1
+    lost_seconds: float = 0.0
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     token_ids: list[int] | None = None

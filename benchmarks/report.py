@@ -222,6 +222,11 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
             lines.append(
                 f"- {where}: {row.conversations_left_out} conversations left out by the time limit"
             )
+        if row.lost_seconds:
+            lines.append(
+                f"- {where}: failed requests and pauses took {row.lost_seconds:.1f} s, which count "
+                f"in tokens/s ({row.wall_seconds:.1f} s) and in no other speed"
+            )
         if row.retried:
             lines.append(f"- {where}: {row.retried} answers needed more than one attempt")
         if row.counters_missing:

@@ -29,9 +29,11 @@ class Row(BaseModel):
         concurrency: Conversations in flight; None at a Poisson rate.
         request_rate: Conversations begun per second; None at fixed concurrency.
         requests: Turns asked, failed ones included.
-        failed: Turns without an answer; left out of every other figure.
+        failed: Turns without an answer; left out of every figure but `wall_seconds`, and so
+            `tokens_per_second`, in which `lost_seconds` passed.
         errors: Reason -> how many of them.
         retried: Answered turns that took more than one attempt.
+        lost_seconds: What failed requests and the pauses before the next took, of all turns.
         conversations_left_out: Not begun, because of the time limit.
         in_flight: Mean number of requests in flight: lower than the concurrency when there are
             too few conversations.
@@ -39,7 +41,8 @@ class Row(BaseModel):
         acceptance_length: Tokens per verification, 1 + accepted drafts / verifications.
         acceptance_per_step: Share of verifications that accepted the draft of step 1, 2, ...
         counters_missing: Answers of more than one token without speculation counters.
-        tokens_per_second: Output tokens of all requests per second of the run, prefill included.
+        tokens_per_second: Output tokens of all requests per second of the run, prefill, failed
+            requests and pauses included.
         request_tokens_per_second: Output tokens per second of one request, prefill included.
         decode_tokens_per_second: The same from the first chunk on, without prefill.
         first_token_milliseconds: From sending to the first chunk: mean, p50, p90, p99.
@@ -64,6 +67,7 @@ class Row(BaseModel):
     failed: int
     errors: dict[str, int] = {}
     retried: int = 0
+    lost_seconds: float = 0.0
     conversations_left_out: int = 0
     prompt_tokens: int
     output_tokens: int
@@ -120,6 +124,7 @@ def make_row(cell: Cell, baseline: Cell | None) -> Row:
         failed=len(cell.records) - len(good),
         errors=Counter(record.error for record in cell.records if record.error is not None),
         retried=sum(record.attempts > 1 for record in good),
+        lost_seconds=round(sum(record.lost_seconds for record in cell.records), 3),
         conversations_left_out=info.conversations_left_out,
         prompt_tokens=sum(record.prompt_tokens or 0 for record in good),
         output_tokens=tokens,

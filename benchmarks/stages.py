@@ -139,10 +139,11 @@ class _Measured:
                     answers = engine.generate(input_ids=prompts, sampling_params=sampling)
                     self.speeds[size].append(size * tokens / (time.perf_counter() - began))
                     meta = [answer["meta_info"] for answer in answers]
-                    self.counters[size] = (
-                        sum(one.get("spec_num_correct_drafts", 0) for one in meta),
-                        sum(one.get("spec_verify_ct", 0) for one in meta),
-                    )
+                    verified = sum(one.get("spec_verify_ct", 0) for one in meta)
+                    accepted = sum(one.get("spec_num_correct_drafts", 0) for one in meta)
+                    # SGLang's own algorithms count drafts behind the end of an answer too.
+                    emitted = min(accepted, max(size * (tokens - 1) - verified, 0))
+                    self.counters[size] = emitted, verified
             finally:
                 engine.shutdown()
             times: dict[tuple[int, str], list[float]] = defaultdict(list)

@@ -10,6 +10,7 @@ A cell that was interrupted leaves nothing that counts as finished, and is measu
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,9 +121,12 @@ class Store:
 
 
 def cell_name(configuration: str, task: str, level: object) -> str:
-    """Return the name of a cell's files."""
-    parts = (re.sub(r"[^A-Za-z0-9+._-]+", "-", str(part)) for part in (configuration, task, level))
-    return "--".join(parts)
+    """Return the name of a cell's files: its parts, and a digest of those that do not fit in it."""
+    parts = [configuration, task, str(level)]
+    fitting = [re.sub(r"[^A-Za-z0-9+._]+", "-", part).strip("-")[:64] for part in parts]
+    if fitting != parts:
+        fitting.append(hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8])
+    return "--".join(fitting)
 
 
 def ordered(found: Sequence[str], wanted: Sequence[str]) -> list[str]:

@@ -39,8 +39,8 @@ def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
         limit: Conversations per task, the first ones; None for all.
 
     Raises:
-        FastMTPError: A source is missing, empty or not understood, or two conversations of a task
-            share an id.
+        FastMTPError: A source is missing, empty or not understood, a task's name is too long, or
+            two conversations of a task share an id.
     """
     found: dict[str, list[Conversation]] = {}
     for source in sources:
@@ -50,6 +50,11 @@ def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
                 members.append(conversation)
     tasks = []
     for name, members in found.items():
+        if len(name) > _LONGEST_NAME:
+            raise FastMTPError(
+                f"--task: the task {name[:_LONGEST_NAME]}... has a name of {len(name)} letters, "
+                f"and {_LONGEST_NAME} are the most: give it another one, NAME=SOURCE"
+            )
         (repeated, times), *_ = Counter(member.id for member in members).most_common(1)
         if times > 1:
             raise FastMTPError(
@@ -87,6 +92,8 @@ def _read(source: str, limit: int | None) -> Iterator[tuple[str, Conversation]]:
         yield from _conversations(source, _rows(source, path), name, path.stem)
 
 
+# Names head the columns of a report.
+_LONGEST_NAME = 100
 # Nobody asks more of one task, and some data sets have millions of rows.
 _MAX_ROWS = 20_000
 

@@ -25,6 +25,7 @@ class Hook:
 
 _SPEC = "sglang.srt.speculative"
 _OPS = "sglang.kernels.ops.speculative"
+_OPENAI = "sglang.srt.entrypoints.openai"
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
 _DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
@@ -177,6 +178,38 @@ HOOKS: tuple[Hook, ...] = (
         f"{_LOADER}:DefaultModelLoader._prepare_weights",
         "model_name_or_path revision fall_back_to_pt",
     ),
+    Hook(
+        "override",
+        "sglang.srt.managers.schedule_batch:Req.update_spec_correct_drafts_histogram",
+        "num_correct_drafts",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.managers.scheduler_components.metrics_reporter:"
+        "SchedulerMetricsReporter.report_decode_stats",
+        "can_run_cuda_graph running_batch num_generated_tokens",
+    ),
+    # Streamed answers.
+    Hook(
+        "override",
+        f"{_OPENAI}.serving_chat:OpenAIServingChat._generate_stream_content",
+        "content index request created stream_offsets reasoning_parser_dict parser_dict "
+        "has_tool_calls choice_logprobs finish_reason_type",
+    ),
+    Hook(
+        "override",
+        f"{_OPENAI}.serving_responses:OpenAIServingResponses"
+        ".responses_stream_generator_non_harmony",
+        "request sampling_params result_generator",
+    ),
+    Hook(
+        "call",
+        f"{_OPENAI}.serving_chat:OpenAIServingChat._tool_call_parsing_active",
+        "request",
+    ),
+    Hook("call", f"{_OPENAI}.serving_chat:OpenAIServingChat._encoding_output", ""),
+    Hook("call", "sglang.srt.runtime_context:get_serving", ""),
+    Hook("call", "sglang.utils:find_printable_text", "text"),
     # Verification.
     Hook(
         "override",

@@ -32,6 +32,14 @@ WORKS = (
     ),
     ("JSON schema, regex, EBNF (xgrammar)", "tests/served/test_structured_output.py"),
     ("tool calls, forced and free", "tests/served/test_tool_calls.py"),
+    (
+        "streamed tool calls and reasoning, of SGLang's parsers",
+        "tests/serving/requests/test_streamed_tokens.py",
+    ),
+    (
+        "counters: 1 + verifications + accepted drafts are the tokens of an answer",
+        "tests/served/test_acceptance.py",
+    ),
     ("aborts, clients that hang up, retraction, priority", "tests/served/test_scheduling.py"),
     ("a warm prefix cache drafts as a cold one", "tests/served/test_scheduling.py"),
     ("draft vocabularies, a list for each row of a batch", "tests/served/test_routing.py"),
@@ -65,6 +73,8 @@ UNPROVEN = (
     "tensor parallelism on GPUs; with a draft vocabulary it needs one collective a draft step",
     "quantized targets; a draft vocabulary refuses a quantized lm_head",
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
+    "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
+    "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",
     "the hierarchical cache (--enable-hierarchical-cache), which needs a GPU",
     "native MTP layers of multimodal targets; heads of `fastmtp head init` refuse such targets",
 )

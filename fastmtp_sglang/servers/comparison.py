@@ -60,6 +60,9 @@ def ask(
         raise FastMTPError(f"{url} broke off while answering: {error!r}") from error
     seconds = time.perf_counter() - began
     meta = final["meta_info"]
+    reason = meta.get("finish_reason") or {}
+    if reason.get("type") == "abort":
+        raise FastMTPError(f"{url} gave an answer up: {reason.get('message')}")
     return Answer(
         text=final["text"],
         token_ids=tuple(final["output_ids"]),

@@ -16,7 +16,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from fastmtp_sglang.contract import identity, limits
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving.requests import guards, request_metrics
+from fastmtp_sglang.serving.requests import guards, request_metrics, streamed_tokens
 from fastmtp_sglang.serving.verification import stops
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         request_metrics.install(
             server_args.speculative_num_steps, adaptive=server_args.speculative_adaptive
         )
+        streamed_tokens.install()
 
     @staticmethod
     def _resolve_draft(server_args: Any) -> None:

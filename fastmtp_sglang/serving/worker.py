@@ -31,6 +31,7 @@ from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
 from fastmtp_sglang.serving.drafting.deferred_keys import DeferredKeys
 from fastmtp_sglang.serving.drafting.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.serving.drafting.masked_draft_head import MaskedDraftHead
+from fastmtp_sglang.serving.requests.emitted_drafts import EmittedDrafts
 from fastmtp_sglang.serving.routing.routing_log import RoutingLog
 from fastmtp_sglang.serving.verification.verification import Verification
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
@@ -213,6 +214,7 @@ class FastMTPWorker(EAGLEWorkerV2):
             logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)
         elif get_parallel().tp_rank == 0:
             self._watch = AcceptanceWatch()
+        EmittedDrafts(self._learn).install()
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         if self._adaptive is not None:
@@ -225,10 +227,13 @@ class FastMTPWorker(EAGLEWorkerV2):
     def on_verify_complete_cpu(
         self, num_correct_drafts_per_req: list[int], batch_size: int = 0
     ) -> None:
-        """Learn from a verification whose result has arrived."""
+        """Judge the head by a verification whose result has arrived."""
         if self._watch is not None:
             self._watch.observe(num_correct_drafts_per_req)
-        super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
+
+    def _learn(self, emitted_drafts: list[int]) -> None:
+        """Choose K by what clients get of the same verification, a little later."""
+        super().on_verify_complete_cpu(emitted_drafts, batch_size=len(emitted_drafts))
 
 
 def _draft_nothing(result: GenerationBatchResult) -> None:

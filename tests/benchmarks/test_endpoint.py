@@ -31,7 +31,7 @@ def test_tokens_are_counted_whatever_a_chunk_holds(server):
     ends = [1, 3, 6, 10, 15, 21, 28, 36]  # chunks of 1 to 8 tokens
     server.answers = lambda body: [
         *(pieces.native(end, ids[:end]) for end in ends[:-1]),
-        pieces.native(36, ids, "all", "length", spec_verify_ct=9, spec_num_correct_drafts=27),
+        pieces.native(36, ids, "all", "length", spec_verify_ct=9, spec_num_correct_drafts=26),
         pieces.DONE,
     ]
     answer = ask(server)
@@ -39,7 +39,7 @@ def test_tokens_are_counted_whatever_a_chunk_holds(server):
     assert (answer.output_tokens, answer.token_ids, answer.prompt_tokens) == (36, ids, 3)
     assert answer.finish_reason == "length"
     assert [tokens for _, tokens in answer.arrivals] == ends
-    assert (answer.speculation.verifications, answer.speculation.accepted_drafts) == (9, 27)
+    assert (answer.speculation.verifications, answer.speculation.accepted_drafts) == (9, 26)
 
 
 def test_chunks_of_a_server_with_disjoint_output(server):
@@ -93,9 +93,17 @@ def test_missing_counters_are_not_reported(server, meta):
     assert ask(server).speculation is None
 
 
+def test_drafts_behind_the_end_are_not_counted(server):
+    """Six tokens of a server that counts two runs of four, the second cut at two."""
+    meta = {"spec_verify_ct": 2, "spec_num_correct_drafts": 6}
+    server.answers = lambda body: pieces.native_answer([1, 2, 3, 4, 5, 6], **meta)
+    told = ask(server).speculation
+    assert (told.verifications, told.accepted_drafts) == (2, 3)
+
+
 def test_nothing_accepted_is_reported(server):
     meta = {"spec_verify_ct": 4, "spec_num_correct_drafts": 0, "spec_correct_drafts_histogram": [4]}
-    server.answers = lambda body: pieces.native_answer([1, 2, 3], **meta)
+    server.answers = lambda body: pieces.native_answer([1, 2, 3, 4, 5], **meta)
     told = ask(server).speculation
     assert (told.verifications, told.accepted_drafts, told.histogram) == (4, 0, [4])
 
@@ -125,7 +133,11 @@ def test_what_may_pass_is_tried_again_and_timed_anew(server):
     began = time.perf_counter()
     answer = ask(server, retries=3)
     assert (answer.error, answer.attempts, answer.token_ids) == (None, 4, [5, 6, 7])
-    assert answer.arrivals[-1][0] < time.perf_counter() - began - 0.5
+    whole = time.perf_counter() - began
+    assert answer.arrivals[-1][0] < whole - 0.5
+    # What failed is kept apart: half a second here, and the pauses.
+    assert 0.5 + 0.01 + 0.02 + 0.04 <= answer.lost_seconds < whole
+    assert ask(server).lost_seconds == 0
 
 
 @pytest.mark.parametrize(

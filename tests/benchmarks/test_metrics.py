@@ -27,6 +27,16 @@ def test_what_is_not_told_is_none_and_not_one(record):
     assert metrics.acceptance_length(counters(5, 0)) == 1.0
 
 
+def test_drafts_behind_the_end_were_not_emitted():
+    """vllm#56101: K=3, every draft right, 6 tokens: 2.5 tokens a verification."""
+    told = counters(2, 6, [0, 0, 0, 2]).emitted(5)
+    assert metrics.acceptance_length(told) == 2.5
+    assert told.histogram is None
+    exact = counters(2, 3, [1, 0, 0, 1])
+    assert exact.emitted(5) == exact
+    assert counters(3, 2).emitted(2).accepted_drafts == 0
+
+
 def test_acceptance_per_step_adds_up_to_the_length():
     # 10 verifications: 2 accept none, 3 one, 1 two, 4 three drafts: 17 drafts.
     told = counters(10, 17, [2, 3, 1, 4])

@@ -136,6 +136,16 @@ def test_the_extension_of_sglang(ask, chunk, usage):
     assert (answer.speculation.verifications, answer.speculation.accepted_drafts) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("reason", "attempts"), [("abort", 3), ("error", 3), ("content_filter", 1)]
+)
+def test_an_answer_that_was_given_up_is_none(ask, chunk, usage, reason, attempts):
+    """vllm#57082: it ends like any other, with usage and all."""
+    answer = ask([chunk(1, content="a"), chunk(finish=reason), usage(1), pieces.DONE], "vllm")
+    assert answer.error == f"ended with finish_reason {reason}"
+    assert (answer.attempts, answer.output_tokens) == (attempts, None)
+
+
 def test_without_usage_tokens_cannot_be_counted(ask, chunk):
     answer = ask([chunk(content="a"), chunk(finish="stop"), pieces.DONE])
     assert "neither usage nor token ids" in answer.error

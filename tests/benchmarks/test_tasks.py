@@ -144,6 +144,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
         ("a.jsonl", [{"turns": ["x"]}, {"turns": [""]}], "row 2 has an empty user turn"),
         ("a.jsonl", [{"id": "x", "turns": ["a"]}] * 2, "2 conversations with the id 'x'"),
         ("a.json", {"turns": ["a"]}, "must hold a list"),
+        ("a.jsonl", [{"task": "x" * 300, "turns": ["a"]}], "a name of 300 letters, and 100 are"),
         ("a.csv", [], r"give a \.jsonl or a \.json file"),
     ],
 )

@@ -182,6 +182,23 @@ def test_some_failures_are_shown(run, two, prompts, tmp_path):
         if (row["configuration"], row["task"]) == ("mine", "qa")
     )
     assert (row["failed"], row["pairs"], row["identical"]) == (1, 4, 4)
+    # Its time is part of the run's, which the report says.
+    assert 0 < row["lost_seconds"] < row["wall_seconds"]
+    assert (
+        "mine, qa, concurrency 1: failed requests and pauses took 0"
+        in (out / "report.md").read_text()
+    )
+
+
+def test_tasks_whose_names_look_alike_have_their_own_rows(run, two, tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    names = ("高中物理", "计算机网络", "mt bench", "mt-bench")
+    rows = ({"task": name, "turns": [f"who {i}"]} for i, name in enumerate(names))
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    run(*endpoints(two), "--task", str(tasks), "--output", out)
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    assert {row["task"] for row in rows} == set(names)
 
 
 class Started:

@@ -47,7 +47,7 @@ _MAX_RUNNING = 3
 _ORDER = (
     *("whitelist", "entry_points", "distillation", "bench", "peers", "real_model", "tool_calls"),
     "hidden_states",
-    *("routing", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
+    *("routing", "acceptance", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "rejection", "tensor_parallel"),
 )

@@ -51,7 +51,9 @@ CASES = [
 ]
 
 
-def ask(url: str, prompt: str, choice: str | dict, *, stream: bool = False) -> dict:
+def ask(
+    url: str, prompt: str, choice: str | dict, *, stream: bool = False, **fields: object
+) -> dict:
     """The message, finish reason and completion tokens of one chat completion."""
     body = {
         "model": "default",
@@ -61,6 +63,7 @@ def ask(url: str, prompt: str, choice: str | dict, *, stream: bool = False) -> d
         "parallel_tool_calls": False,
         "temperature": 0,
         "max_tokens": 64,
+        **fields,
     }
     url = f"{url}/v1/chat/completions"
     if not stream:
@@ -123,3 +126,37 @@ def test_forced_calls_are_whole(baseline):
 def test_equal(servers, baseline, stream):
     reference = ask_all(servers("smollm2"), stream=True) if stream else baseline
     assert ask_all(servers("smollm2-fastmtp"), stream=stream) == reference
+
+
+# What a model that calls two tools at once says, with text around and characters of many tokens.
+TWO_CALLS = """Let me look.
+<tool_call>
+{"name": "get_weather", "arguments": {"city": "São Paulo", "unit": "celsius"}}
+</tool_call>
+<tool_call>
+{"name": "get_weather", "arguments": {"city": "São Paulo", "unit": "fahrenheit 🌡️ 华氏"}}
+</tool_call>
+"""
+
+
+def test_two_calls_in_one_stream(servers):
+    """Runs of accepted tokens hold ends and beginnings of calls, which the parser must not join."""
+    free = [
+        {"type": "function", "function": {**tool["function"], "strict": False}} for tool in TOOLS
+    ]
+    options = {
+        "tools": free,
+        "parallel_tool_calls": True,
+        "max_tokens": 200,
+        "ebnf": f"root ::= {json.dumps(TWO_CALLS, ensure_ascii=False)}",
+    }
+    prompt = f"Repeat this:\n{TWO_CALLS}"
+    expected, fast = (
+        ask(servers(kind), prompt, "auto", stream=True, **options)
+        for kind in ("smollm2", "smollm2-fastmtp")
+    )
+    assert [json.loads(arguments)["unit"] for _, arguments in expected["calls"]] == [
+        "celsius",
+        "fahrenheit 🌡️ 华氏",
+    ]
+    assert fast == expected

@@ -159,12 +159,19 @@ def test_characters_that_python_takes_for_line_ends(server):
     assert ask(server.url, "Hi", 5, lambda piece: None).text == text
 
 
+ABORT = {"type": "abort", "message": "out of memory"}
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
         ((400, "the prompt is too long"), "answered 400: the prompt is too long"),
         ((200, events({"error": {"message": "boom"}})), "failed while streaming: .*boom"),
         ((200, events()), "streamed no answer"),
+        (
+            (200, events({"text": "", "output_ids": [], "meta_info": {"finish_reason": ABORT}})),
+            "gave an answer up: out of memory",
+        ),
     ],
 )
 def test_refusals_are_passed_on(server, reply, message):

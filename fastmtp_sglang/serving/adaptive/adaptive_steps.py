@@ -4,8 +4,12 @@ A step that drafts K tokens gives each request 1 + a_1 + a_1 a_2 + ... + a_1..a_
 is the share of i-th drafts accepted among those whose predecessors were, and takes the time t(K)
 that such steps took at this size of batch. `AdaptiveSteps` answers with the K of most tokens per
 second; K = 0 is plain decoding, so that a batch for which drafting does not pay is not slowed down
-by it. The switch itself (attention plans, CUDA graphs, buffers of each K) is SGLang's
-AdaptiveController, whose own policy looks at acceptance alone and needs a table of batch sizes.
+by it. Steps that cannot be timed (a prefill beside each of them, sizes that alternate) still tell
+about acceptance: without times a draft is taken to be cheap, which leaves K = 0 to a head that is
+hardly ever right.
+
+The switch itself (attention plans, CUDA graphs, buffers of each K) is SGLang's AdaptiveController,
+whose own policy looks at acceptance alone and needs a table of batch sizes.
 """
 
 from __future__ import annotations
@@ -41,6 +45,11 @@ _HOPE = 1.2
 _COMPARE_EVERY = 8
 # Overlap scheduling launches one step before it has the result of the one before.
 _IN_FLIGHT = 2
+# Steps in a row that could not be timed, after which no times are waited for.
+_PATIENCE = 16
+# What a draft adds to a step then, in plain steps: the head's layer and one more row to verify are
+# hardly cheaper anywhere.
+_CHEAP_DRAFT = 0.1
 # A change must promise this factor: medians of step times wobble by a per cent or two.
 _WORTHWHILE = 1.03
 
@@ -101,6 +110,7 @@ class _Load:
         trial_times: seconds of its steps.
         trial_drafts: drafts of it that have been verified.
         launched: steps so far.
+        untimed: steps since the last one that could be timed.
         looked: `launched` at the last look at each K.
         doubted: the K that was left for the best one, until it has been compared once more.
         look_after: steps from the end of one look to the next.
@@ -114,6 +124,7 @@ class _Load:
     trial_times: list[float] = field(default_factory=list)
     trial_drafts: int = 0
     launched: int = 0
+    untimed: int = 0
     looked: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     doubted: int | None = None
     look_after: float = _LEAST_BETWEEN_LOOKS
@@ -121,6 +132,7 @@ class _Load:
 
     def observe(self, num_steps: int, seconds: float) -> None:
         """Keep the time of a step."""
+        self.untimed = 0
         if num_steps == self.trial:
             self.trial_times.append(seconds)
         elif num_steps == self.best:
@@ -134,15 +146,34 @@ class _Load:
         """The time of a step with the best K."""
         return statistics.median(self.times)
 
+    def waits_for_times(self) -> bool:
+        """Whether times are worth waiting for."""
+        return self.untimed < _PATIENCE
+
+    def is_trial_timed(self) -> bool:
+        """Whether the look can be compared with the best K by times."""
+        return self.known() and len(self.trial_times) >= _ENOUGH_TIMES
+
+    def ratio(self, num_steps: int) -> float:
+        """How many times as long as with the best K a step takes: measured, else assumed."""
+        cheap = (1 + _CHEAP_DRAFT * num_steps) / (1 + _CHEAP_DRAFT * self.best)
+        return self.ratios.get(num_steps, cheap)
+
     def trial_ratio(self) -> float:
-        """How many times as long as with the best K a step of the look took."""
+        """The same of the K that is being looked at, by this look if it could be timed."""
+        assert self.trial is not None
+        if not self.is_trial_timed():
+            return self.ratio(self.trial)
         return statistics.median(self.trial_times) / self.seconds()
 
     def change(self, num_steps: int) -> None:
         """Use the K that has just been looked at from now on."""
-        ratio = self.ratios.pop(num_steps)
-        self.ratios[self.best] = 1.0
-        self.ratios = {k: other / ratio for k, other in self.ratios.items()}
+        ratio = self.ratios.pop(num_steps, None)
+        if ratio is None:
+            self.ratios.clear()
+        else:
+            self.ratios[self.best] = 1.0
+            self.ratios = {k: other / ratio for k, other in self.ratios.items()}
         self.times.clear()
         self.times.extend(self.trial_times)
         self.best = num_steps
@@ -229,18 +260,19 @@ class AdaptiveSteps:
     def _choose(self, load: _Load, batch_size: int) -> int:
         load.steps += 1
         load.launched += 1
+        load.untimed += 1
         if load.trial is not None:
             if not self._seen_enough(load):
                 return load.trial
             self._end_look(load, batch_size)
-        if not load.known():
-            return load.best
-        unknown = [k for k in self.candidate_steps if k != load.best and k not in load.ratios]
-        if unknown:
-            # From the longest down: it tells about the acceptance of all.
-            return self._look(load, unknown[-1])
-        if load.doubted is not None:
-            return self._look(load, load.doubted)
+        if load.waits_for_times():
+            if not load.known():
+                return load.best
+            unknown = self._unknown(load)
+            if unknown:
+                return self._look(load, unknown[0])
+            if load.doubted is not None:
+                return self._look(load, load.doubted)
         if load.steps % _COMPARE_EVERY == 0:
             winner = self._winner(load)
             if winner != load.best:
@@ -253,6 +285,16 @@ class AdaptiveSteps:
             load.steps = 0
         return load.best
 
+    def _unknown(self, load: _Load) -> list[int]:
+        """The K that were never looked at, the most promising first.
+
+        Without a longer one that acceptance speaks against: the regular looks will come to it.
+        """
+        speeds = self._speeds(load)
+        unknown = [k for k in speeds if k != load.best and k not in load.ratios | load.looked]
+        promising = [k for k in unknown if k < load.best or speeds[k] > speeds[load.best]]
+        return sorted(promising, key=speeds.__getitem__, reverse=True)
+
     def _look(self, load: _Load, num_steps: int) -> int:
         load.trial, load.trial_times, load.trial_drafts, load.steps = num_steps, [], 0, 0
         load.looked[num_steps] = load.launched
@@ -263,15 +305,17 @@ class AdaptiveSteps:
     def _seen_enough(self, load: _Load) -> bool:
         """Whether the look has timed its K and, if K is not below the best one, seen its drafts.
 
-        Half of them will do if they were bad.
+        Half of them will do if they were bad, and no times where there will be none.
         """
         trial = load.trial
         assert trial is not None
-        if len(load.trial_times) < _ENOUGH_TIMES:
+        hopeless = self._gain(load, trial) < _HOPELESS * load.trial_ratio()
+        patience = _PATIENCE / 2 if hopeless else _PATIENCE
+        waits = load.steps < patience and load.waits_for_times()
+        if len(load.trial_times) < _ENOUGH_TIMES and waits:
             return False
         if trial < load.best or load.trial_drafts >= _LOOK_DRAFTS:
             return True
-        hopeless = self._gain(load, trial) < _HOPELESS * load.trial_ratio()
         return hopeless and load.trial_drafts >= _LOOK_DRAFTS / 2
 
     def _gain(self, load: _Load, num_steps: int) -> float:
@@ -281,21 +325,29 @@ class AdaptiveSteps:
     def _end_look(self, load: _Load, batch_size: int) -> None:
         """Take the K of most tokens per second; the next look comes when this one is paid off.
 
-        A change is doubted once, since this comparison is of newer times with older ones.
+        A change by times is doubted once, since this comparison is of newer ones with older ones.
         """
-        trial, load.trial = load.trial, None
-        steps, load.steps = load.steps, 0
+        trial = load.trial
         assert trial is not None
-        ratio = load.trial_ratio()
-        # A longer step is never the faster one.
-        load.ratios[trial] = min(ratio, 1.0) if trial < load.best else max(ratio, 1.0)
+        is_timed = load.is_trial_timed()
+        if is_timed:
+            ratio = load.trial_ratio()
+            # A longer step is never the faster one.
+            load.ratios[trial] = min(ratio, 1.0) if trial < load.best else max(ratio, 1.0)
+        load.trial = None
+        steps, load.steps = load.steps, 0
         present, doubted, load.doubted = load.best, load.doubted, None
         load.look_after = _LEAST_BETWEEN_LOOKS
         if self._winner(load) != trial:
-            lost_steps = steps * (load.ratios[trial] - self._gain(load, trial))
+            # At worst, tokens that are computed together take as long as one after the other.
+            ratio = load.ratios.get(trial, trial + 1)
+            lost_steps = steps * (ratio - self._gain(load, trial))
             load.look_after = max(_LEAST_BETWEEN_LOOKS, lost_steps / _LOOK_COST)
             return
         load.change(trial)
+        if not is_timed:
+            logger.info("K=%d at a batch of %d, by acceptance alone.", trial, batch_size)
+            return
         if doubted is None:
             load.doubted = present
         speeds = {k: speed / load.seconds() for k, speed in sorted(self._speeds(load).items())}
@@ -308,9 +360,8 @@ class AdaptiveSteps:
         )
 
     def _speeds(self, load: _Load) -> dict[int, float]:
-        """Tokens per request, in the time of a step of the best K, of every K that is known."""
-        ratios = load.ratios | {load.best: 1.0}
-        return {k: self.acceptance.tokens(k) / ratio for k, ratio in ratios.items()}
+        """Tokens per request, in the time of a step of the best K, of every K."""
+        return {k: self.acceptance.tokens(k) / load.ratio(k) for k in self.candidate_steps}
 
     def _winner(self, load: _Load) -> int:
         """The K of most tokens per second, if it is worth a change; the present one otherwise."""
@@ -329,4 +380,4 @@ class AdaptiveSteps:
         if load.launched - load.looked[num_steps] > _FORGOTTEN_AFTER:
             return True
         tokens = num_steps + 1 if num_steps > load.best else self.acceptance.tokens(num_steps)
-        return _HOPE * tokens / load.ratios[num_steps] > self.acceptance.tokens(load.best)
+        return _HOPE * tokens / load.ratio(num_steps) > self.acceptance.tokens(load.best)

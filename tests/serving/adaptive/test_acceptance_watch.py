@@ -45,5 +45,6 @@ def test_the_worker_watches_unless_k_is_chosen(caplog, adaptive):
     worker.adaptive_controller = Controller() if adaptive else None
     for _ in range(1000):
         worker.on_verify_complete_cpu([0], batch_size=1)
+        worker._learn([0])
     assert len(caplog.records) == (0 if adaptive else 1)
     assert len(seen) == (1000 if adaptive else 0)

@@ -207,3 +207,75 @@ def test_old_drafts_are_forgotten():
     for _ in range(2000):
         acceptance.observe(1, [0])
     assert acceptance.tokens(1) < 1.05
+
+
+# --- steps that cannot be timed ---
+
+
+def alternating(machine, steps):
+    """Two sizes of batch by turns, so that no step follows one of its kind."""
+    for batch in itertools.islice(itertools.cycle((7, 9)), steps):
+        machine.run(1, batch)
+
+
+def beside_prefills(machine, steps):
+    for _ in range(steps):
+        machine.policy.disturb()
+        machine.now += 5.0
+        machine.run(1, batch=8)
+
+
+def beside_prefills_after_a_start(machine, steps):
+    """Times are known from a few steps alone, and never come again."""
+    machine.run(4, batch=8)
+    beside_prefills(machine, steps - 4)
+
+
+def two_sizes_and_a_few_alike(machine, steps):
+    """Now and then two steps are alike: too rarely to time a look."""
+    for index in range(steps):
+        machine.run(1, batch=8 if index % 29 in (0, 1) else (7, 9)[index % 2])
+
+
+UNTIMED = [alternating, beside_prefills, beside_prefills_after_a_start, two_sizes_and_a_few_alike]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("max_steps", [1, 3, 7])
+@pytest.mark.parametrize("workload", UNTIMED)
+def test_a_head_that_is_never_right_is_left_within_dozens_of_steps(workload, max_steps, overlap):
+    """vllm#49548: acceptance is known although hardly a step was ever timed."""
+    machine = Machine(max_steps, linear(0.1), (0.0,) * max_steps, overlap=overlap)
+    workload(machine, 100)
+    assert machine.share(0, last=40) > 0.9
+    workload(machine, 3900)
+    # Looks cost a hundredth of the tokens, and the first ones have not been paid off yet.
+    plain = sum(8 for _ in machine.used[100:])
+    drafted = sum(8 * linear(0.1)(k, 8) for k in machine.used[100:])
+    assert drafted / plain < 1.015
+
+
+@pytest.mark.parametrize("workload", UNTIMED)
+def test_a_good_head_is_kept_without_times(workload):
+    machine = Machine(3, linear(0.01), (0.9, 0.8, 0.8))
+    workload(machine, 1000)
+    assert machine.share(3, last=900) > 0.9
+
+
+@pytest.mark.parametrize("workload", UNTIMED)
+def test_acceptance_that_rises_is_noticed_without_times(workload):
+    machine = Machine(2, linear(0.02), (0.0, 0.0))
+    workload(machine, 400)
+    assert machine.share(0, last=200) > 0.95
+    machine.accept = (0.9, 0.9)
+    workload(machine, 1600)
+    assert machine.share(2, last=200) > 0.9
+
+
+def test_times_decide_once_there_are_any():
+    """Acceptance alone keeps a head that the times of this machine do not pay."""
+    machine = Machine(1, linear(0.1), (0.3,))
+    alternating(machine, 200)
+    assert machine.share(1, last=100) > 0.8
+    machine.run(400, batch=8)
+    assert machine.share(0, last=300) > 0.95
