@@ -1,12 +1,16 @@
-"""Files that are either the old content or the whole new one, also after kill -9 or a power cut."""
+"""Files and folders that appear whole or not at all, also after kill -9 or a power cut."""
 
+import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fastmtp_sglang.errors import FastMTPError
 
 
 @contextmanager
@@ -42,3 +46,37 @@ def write_json(path: Path, content: Any) -> None:
     # What UTF-8 cannot hold (half of a surrogate pair, in texts and paths) becomes \udXXX, which
     # JSON reads back as it was.
     write_atomically(path, f"{text}\n".encode(errors="backslashreplace"))
+
+
+@contextmanager
+def folder_at_once(out: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `out`, which becomes `out` when the body has ended.
+
+    If the body raises, the folder is removed; what a killed process left is removed by the next.
+
+    Raises:
+        FastMTPError: `out` exists, another process makes it now, or it cannot be written.
+    """
+    if out.exists():
+        raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
+    scratch = out.with_name(f".{out.name}.unfinished")
+    with ExitStack() as stack:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(scratch, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            # The kernel drops it with its owner, however that ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FastMTPError(
+                f"--out {out}: another process is making it. Wait for it, or choose another "
+                "directory."
+            ) from None
+        except OSError as error:
+            raise FastMTPError(f"--out {out} cannot be written ({error.strerror}).") from error
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        for leftover in scratch.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield scratch
+        scratch.chmod(0o755)
+        os.replace(scratch, out)
