@@ -1,6 +1,6 @@
 """Run a configuration again and again, and kill it (SIGKILL) at seeded moments, until it is done.
 
-    python killed_runs.py CONFIG SEED KILLS
+    python killed_runs.py CONFIG SEED
 
 A moment is the n-th time that the run opens, renames or removes something in its output folder:
 where a kill could leave half of it, and the same on every machine. Each run is a fork of this
@@ -42,24 +42,19 @@ def run(config, moment):
 def main():
     config = load_config(Path(sys.argv[1]))
     draw = random.Random(int(sys.argv[2]))
-    kills = int(sys.argv[3])
-    moments, killed = [], 0
-    while True:
-        # The last run of all lives; one that came to its end before its moment is the end too.
-        moment = draw.randint(1, LONGEST) if killed < kills else 0
+    moments = []
+    while not (config.output / "head").exists():
+        moment = draw.randint(1, LONGEST)
         child = os.fork()
         if not child:
             run(config, moment)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            killed += 1
             moments.append(moment)
         elif status:
             sys.exit(1)
-        elif (config.output / "head").exists():
-            break
-    print(json.dumps({"killed": killed, "moments": moments}))
+    print(json.dumps(moments))
 
 
 main()

@@ -166,7 +166,7 @@ def test_tools_and_their_calls_are_rendered_by_the_template(
     }
     (document,) = read(write(tmp_path / "t.jsonl", record), target=with_template(template))
     assert tokenizer.decode(counted(document)) == "weather(Bonn)<|im_end|>No.<|im_end|>"
-    assert tokenizer.decode(document.input_ids).startswith("tools: weather\n")
+    assert tokenizer.decode(document.input_ids).startswith("tools: weather<")
 
 
 @pytest.mark.parametrize(
