@@ -152,15 +152,19 @@ def same(found, expected):
     return all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
-def test_damaged_checkpoints_are_left_aside_and_the_one_before_goes_on(
-    target, records, tmp_path, capsys
-):
-    whole = settings(target, records, tmp_path / "whole")
-    whole.data.offline = tmp_path / "states"
-    expected = load_file(train(whole) / "model.safetensors")
+@pytest.fixture(scope="module")
+def whole(target, records, tmp_path_factory):
+    """A run that nothing interrupts: its configuration and its head."""
+    config = settings(target, records, tmp_path_factory.mktemp("whole") / "run")
+    config.data.offline = config.output.with_name("states")
+    config.optimizer.epochs = 2
+    return config, load_file(train(config) / "model.safetensors")
 
-    cut = settings(target, records, tmp_path / "cut", save_minutes=0, keep_checkpoints=4)
-    cut.data.offline = tmp_path / "states"
+
+def test_damaged_checkpoints_are_left_aside_and_the_one_before_goes_on(whole, tmp_path, capsys):
+    config, expected = whole
+    cut = config.model_copy(deep=True)
+    cut.output, cut.save_minutes, cut.keep_checkpoints = tmp_path / "cut", 0, 4
     train(cut)
     shutil.rmtree(tmp_path / "cut" / "head")
     good, flipped, torn, nameless = steps_of(tmp_path / "cut")
@@ -226,13 +230,10 @@ def test_two_runs_at_once_are_refused(target, records, tmp_path):
         train(settings(target, records, tmp_path / "run"))
 
 
-def test_killed_at_any_moment_the_same_command_gives_the_same_head(target, records, tmp_path):
+def test_killed_at_any_moment_the_same_command_gives_the_same_head(whole, tmp_path):
     """Real kills (SIGKILL) at seeded moments: when the run is about to open or rename a file."""
-    config = settings(target, records, tmp_path / "whole")
-    config.data.offline = tmp_path / "whole-states"
-    config.optimizer.epochs = 2
-    expected = load_file(train(config) / "model.safetensors")
-
+    uninterrupted, expected = whole
+    config = uninterrupted.model_copy(deep=True)
     config.output = tmp_path / "run"
     config.data.offline = tmp_path / "run" / "states"
     config.save_minutes = 0
