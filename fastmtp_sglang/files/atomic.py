@@ -1,28 +1,40 @@
 """Files and folders that appear whole or not at all, also after kill -9 or a power cut."""
 
 import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastmtp_sglang.errors import FastMTPError
+
+# No user's file is called so: what bears it may be removed.
+_UNFINISHED = ".unfinished"
+_YOUNG_SECONDS = 60.0
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that is renamed over it after the block, or removed on an error.
 
+    What a killed process left of such a file is removed by the next one that writes `path`.
+
     Raises:
         OSError: The folder does not exist or is not writable.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
+            _lock(descriptor)
+            _remove_leftovers(path)
             # mkstemp gives 0600; a server may run as another user than the builder.
             os.fchmod(file.fileno(), 0o644)
             yield file
@@ -32,6 +44,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _lock(descriptor: int) -> bool:
+    """Hold a file as long as this process lives; False if another does, or nobody can (NFS)."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{8 * '?'}{_UNFINISHED}"):
+        with suppress(OSError), leftover.open("rb") as file:
+            # A young one may be of a process that has not locked it yet.
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+            if age > _YOUNG_SECONDS and _lock(file.fileno()):
+                leftover.unlink()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -59,7 +89,7 @@ def folder_at_once(out: Path) -> Iterator[Path]:
     """
     if out.exists():
         raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
-    scratch = out.with_name(f".{out.name}.unfinished")
+    scratch = out.with_name(f".{out.name}{_UNFINISHED}")
     with ExitStack() as stack:
         try:
             scratch.mkdir(parents=True, exist_ok=True)

@@ -55,8 +55,6 @@ def store_hidden_states(
         FastMTPError: a stored file is damaged, or the target's states are not finite or all zero.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.safetensors.*"):  # of a run that was killed while it wrote
-        leftover.unlink(missing_ok=True)
     sums = _read_manifest(folder)
     total = sum(len(document.input_ids) for document in documents)
     identity, done, names = f"{target.digest} {target.dtype}", 0, []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.files.atomic import write_atomically
+from fastmtp_sglang.files.atomic import write_json
 from fastmtp_sglang.files.changes import differences
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.training.config import TrainConfig
@@ -82,7 +82,7 @@ def check_settings(config: TrainConfig) -> None:
     elif not path.is_file() or _read(path) != now:
         # Made for the settings before these, in which no step was taken.
         shutil.rmtree(folder / "start", ignore_errors=True)
-        write_atomically(path, f"{json.dumps(now, indent=2)}\n".encode())
+        write_json(path, now)
 
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import stat
 import pytest
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.files.atomic import folder_at_once, write_atomically, write_json
+from fastmtp_sglang.files.atomic import folder_at_once, replacing, write_atomically, write_json
 
 
 def test_the_new_content_is_there_and_readable_by_others(tmp_path):
@@ -33,6 +33,25 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, b"new")
     assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, b"old")]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    path = tmp_path / "f[1]"
+    with replacing(path) as file:  # alive: not to be touched, however old
+        file.write(b"mine")
+        (mine,) = tmp_path.iterdir()
+        dead, young, other = (
+            tmp_path / f".{name}"
+            for name in ("f[1].12345678.unfinished", "f[1].abcdefgh.unfinished", "f[1].of_the_user")
+        )
+        for leftover in (dead, other):
+            leftover.write_bytes(b"half")
+        for leftover in (mine, dead, other):
+            os.utime(leftover, (1, 1))
+        young.write_bytes(b"half")
+        write_atomically(path, b"new")
+        assert {mine, young, other, path} == set(tmp_path.iterdir())
+    assert path.read_bytes() == b"mine"
 
 
 def test_json_is_for_people_and_holds_any_text(tmp_path):
