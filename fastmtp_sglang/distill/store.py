@@ -12,21 +12,27 @@ journal, renamed; an emptied one is taken as it is, which is the way on when its
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from fastmtp_sglang.distill.journal import (
+    DELETE_LINE,
+    cut_torn_line,
+    first_problem,
+    read_journal,
+)
 from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
 from fastmtp_sglang.distill.settings import Settings, differences
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically
+from fastmtp_sglang.files.lock import sole_writer
 
 _PROMPTS = "prompts.journal"
 _SKIPPED = "skipped.journal"
@@ -36,7 +42,6 @@ FAILED = "failed"
 
 
 # How to go on after a damage that is not of our making.
-_DELETE = "delete that line: the same command then asks again what it held"
 _WAY_ON = "restore it, or empty the file: the same command then asks again what it held"
 
 
@@ -125,14 +130,8 @@ class Store:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Store":
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FastMTPError(
-                f"--output {self.directory}: cannot be created ({error.strerror}); give another"
-            ) from error
         with contextlib.ExitStack() as stack:
-            self._lock(stack)
+            stack.enter_context(sole_writer(self.directory, "fastmtp distill"))
             self._check_settings()
             self._recover(stack)
             self._write_manifest(complete=self.is_complete)
@@ -264,16 +263,6 @@ class Store:
     def _shard_path(self, number: int, *, finished: bool) -> Path:
         return self.directory / f"shard-{number:05d}.{'jsonl' if finished else 'journal'}"
 
-    def _lock(self, stack: contextlib.ExitStack) -> None:
-        file = stack.enter_context((self.directory / ".lock").open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastMTPError(
-                f"--output {self.directory}: another `fastmtp distill` writes there; wait for it, "
-                "or give another directory"
-            ) from None
-
     def _check_settings(self) -> None:
         path = self.directory / MANIFEST
         if not path.is_file():
@@ -310,12 +299,12 @@ class Store:
             )
         journal = self._shard_path(len(self._shards), finished=False)
         if journal.is_file():
-            _cut_torn_line(journal)
+            cut_torn_line(journal)
             self._in_journal = self._read_shard(journal)
-        for prompt in _read_journal(self.directory / _PROMPTS, _Prompt):
+        for prompt in read_journal(self.directory / _PROMPTS, _Prompt):
             self._contents.prompts[prompt.id] = prompt.text
         failed: dict[str, int] = {}
-        for skip in _read_journal(self.directory / _SKIPPED, _Skip):
+        for skip in read_journal(self.directory / _SKIPPED, _Skip):
             # What failed once may have ended for another reason since.
             failed.pop(skip.conversation, None)
             self._contents.skipped.pop(skip.conversation, None)
@@ -347,7 +336,7 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise FastMTPError(
-            f"{path}: not a manifest of `fastmtp distill` ({_first_line(error)}); restore it, or "
+            f"{path}: not a manifest of `fastmtp distill` ({first_problem(error)}); restore it, or "
             "give another --output"
         ) from error
 
@@ -356,54 +345,8 @@ def _parse(line: bytes, path: Path, offset: int) -> Record:
     try:
         return parse_record(line, f"{path}, byte {offset}")
     except FastMTPError as error:
-        way_on = _WAY_ON if path.suffix == ".jsonl" else _DELETE
+        way_on = _WAY_ON if path.suffix == ".jsonl" else DELETE_LINE
         raise FastMTPError(f"{error}; {way_on}") from error
-
-
-_Line = TypeVar("_Line", bound=BaseModel)
-
-
-def _read_journal(path: Path, kind: type[_Line]) -> Iterator[_Line]:
-    if not path.is_file():
-        return
-    _cut_torn_line(path)
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                yield kind.model_validate(json.loads(line))
-            except ValueError as error:
-                raise FastMTPError(
-                    f"{path}, byte {offset}: no line of this journal ({_first_line(error)}); "
-                    f"{_DELETE}"
-                ) from error
-            offset += len(line)
-
-
-def _first_line(error: Exception) -> str:
-    """pydantic tells every problem on lines of its own."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg'].lower()}"
-    return str(error)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what follows the last line end: a write that a kill or a full disk cut short."""
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            cut = file.read(end - start).rfind(b"\n")
-            if cut >= 0:
-                end = start + cut + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-            os.fsync(file.fileno())
 
 
 def _flush_folder(directory: Path) -> None:

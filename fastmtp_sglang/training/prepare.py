@@ -84,12 +84,16 @@ def prepare(config: TrainConfig, state: PartialState) -> Prepared:
     train: Sequence[Document] = corpus
     if config.data.offline:
         train = _stored(folder / "train", corpus, target, state)
+    held_out = _stored(folder / "held_out", held_documents, target, state)
+    continued = _stored(folder / "greedy", greedy, target, state)
+    if config.data.offline:
+        target.unload()
     listed = output.listed()
     return Prepared(
         target,
         Changed(train, lambda _, document: in_vocabulary(document, listed)),
-        _stored(folder / "held_out", held_documents, target, state),
-        _stored(folder / "greedy", greedy, target, state),
+        held_out,
+        continued,
         output,
         draft_output,
         vocabulary_file,

@@ -13,13 +13,14 @@ from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.lock import sole_writer
 from fastmtp_sglang.training.checkpoints import CheckpointClock, CheckpointFolder
 from fastmtp_sglang.training.config import OptimizerSection, TrainConfig
 from fastmtp_sglang.training.export import write_head
 from fastmtp_sglang.training.liger import choose_loss
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
 from fastmtp_sglang.training.prepare import Prepared, prepare
-from fastmtp_sglang.training.run_folder import check_settings, locked
+from fastmtp_sglang.training.run_folder import check_settings
 from fastmtp_sglang.training.start import starting_head
 from fastmtp_sglang.training.trainer import ChainTrainer
 from fastmtp_sglang.training.validation import free_running, teacher_forced
@@ -40,7 +41,7 @@ def train(config: TrainConfig) -> Path:
     """
     # Without `cpu` accelerate sees one process on a machine without GPUs, however many there are.
     state = PartialState(cpu=not torch.cuda.is_available())
-    with locked(config.output) if state.is_main_process else nullcontext():
+    with sole_writer(config.output, "fastmtp train") if state.is_main_process else nullcontext():
         return _go_on(config, state)
 
 

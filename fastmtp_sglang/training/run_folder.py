@@ -1,4 +1,4 @@
-"""The output folder of `fastmtp train`: who writes there, and with which settings.
+"""The output folder of `fastmtp train`: with which settings it is written.
 
 `run.json` holds what decides which head comes out: the configuration, and digests of all files that
 it names. The same command goes on; another one is refused with the names of what differs, once a
@@ -7,12 +7,9 @@ step has been taken.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_json
 from fastmtp_sglang.files.changes import differences
 from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.training.checkpoints import CheckpointFolder
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.records import record_files
 from fastmtp_sglang.training.target import target_digest
@@ -37,31 +35,6 @@ _FREE = {
 }
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one process; made if missing.
-
-    Raises:
-        FastMTPError: another process trains into it, or it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise FastMTPError(
-            f"output {folder} cannot be written ({error.strerror}): give another folder."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastMTPError(
-                f"output {folder}: another `fastmtp train` writes there; wait for it, or give "
-                "another folder."
-            ) from None
-        yield
-
-
 def check_settings(config: TrainConfig) -> None:
     """Compare with the run that is in the output folder, and write down the settings of a new one.
 
@@ -71,8 +44,8 @@ def check_settings(config: TrainConfig) -> None:
     folder = config.output
     path = folder / SETTINGS
     now = run_settings(config)
-    has_steps = (folder / "head").exists() or any(folder.glob("checkpoint-*"))
-    if has_steps:
+    checkpoints = CheckpointFolder(folder)
+    if (folder / "head").exists() or checkpoints.newest() or checkpoints.staging.exists():
         changed = differences(_read(path), now)
         if changed:
             raise FastMTPError(

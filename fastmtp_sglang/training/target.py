@@ -80,6 +80,10 @@ class FrozenTarget:
             logging.set_verbosity(verbosity)
         return model.to(self.device).eval().requires_grad_(False)
 
+    def unload(self) -> None:
+        """Drop the whole model, where only embedding and output layer are used from now on."""
+        self.__dict__.pop("model", None)
+
     @torch.no_grad()
     def packed_hidden_states(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """Hidden states [S, D] of documents packed end to end, ids int64 [S].

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.lock import sole_writer
 from fastmtp_sglang.head.compatibility import check_compatible
 from fastmtp_sglang.servers.server_process import ServerProcess
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.run import train
-from fastmtp_sglang.training.run_folder import locked
 from fastmtp_sglang.training.start import native_head
 
 # Ids that the records use: few, so that a handful of steps learns something.
@@ -224,7 +224,7 @@ def test_settings_may_change_before_the_first_step(target, records, tmp_path):
 
 def test_two_runs_at_once_are_refused(target, records, tmp_path):
     with (
-        locked(tmp_path / "run"),
+        sole_writer(tmp_path / "run", "fastmtp train"),
         pytest.raises(FastMTPError, match="another `fastmtp train` writes there"),
     ):
         train(settings(target, records, tmp_path / "run"))
