@@ -33,6 +33,8 @@ _FREE = {
     "log_every",
     "optimizer.documents_per_forward",
 }
+# Of `vocabulary.output` and `head.start`: what is no path.
+_WORDS = ("full", "data", "scratch", "native")
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -78,7 +80,8 @@ def run_settings(config: TrainConfig) -> dict[str, Any]:
         "head.start": config.head.start,
     }
     for key, value in lists.items():
-        path = Path(value) if value else None
+        # A word is a word, also beside a folder of that name.
+        path = Path(value) if value and value not in _WORDS else None
         if path and path.is_dir():
             settings[key] = _digests(sorted(path.glob("*.safetensors")))
         elif path and path.is_file():
