@@ -93,9 +93,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     out = tmp_path / "out"
     child = os.fork()
     if not child:
-        with folder_at_once(out) as scratch:
-            (scratch / "half").write_text("half")
-            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            with folder_at_once(out) as scratch:
+                (scratch / "half").write_text("half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
     assert len(list(tmp_path.iterdir())) == 1

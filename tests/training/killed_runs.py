@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from fastmtp_sglang.training.config import load_config
@@ -47,7 +48,11 @@ def main():
         moment = draw.randint(1, LONGEST)
         child = os.fork()
         if not child:
-            run(config, moment)
+            try:
+                run(config, moment)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):

@@ -155,12 +155,16 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(mimo, trained, tmp_path
 
             def count(event, args):
                 nonlocal left
-                left -= event == "shutil.copyfile"
-                if not left:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if event == "shutil.copyfile":
+                    left -= 1
+                    if not left:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(count)
-            merge_head(trained, mimo, out)
+            try:
+                merge_head(trained, mimo, out)
+            finally:
+                os._exit(1)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status)
         assert len(list(out.parent.iterdir())) == 1
