@@ -30,10 +30,8 @@ def tensor_files(directory: Path) -> dict[str, Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FastMTPError(f"{index} is damaged ({error}): download it again.") from error
     held = {path: read_header(path)[0] for path in sorted(set(files.values()))}
-    for name, path in files.items():
-        if name not in held[path]:
-            raise FastMTPError(f"{index} says that {path.name} holds {name}; it does not.")
-    return files
+    # A checkpoint from which a layer was removed may still be indexed with it.
+    return {name: path for name, path in files.items() if name in held[path]}
 
 
 def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
