@@ -330,6 +330,7 @@ class _Bar:
 def _summarize(console: "Console", store: "Store", target: "Target") -> None:
     from fastmtp_sglang.distill.language_mix import language_mix, language_table
     from fastmtp_sglang.distill.records import read_records
+    from fastmtp_sglang.distill.store import FAILED
 
     counts = store.counts
     _say(
@@ -338,7 +339,8 @@ def _summarize(console: "Console", store: "Store", target: "Target") -> None:
         f"{counts.finished:,} finished, {counts.length:,} cut by length and kept",
     )
     for reason, number in sorted(counts.skipped.items()):
-        _say(console, f"without an answer: {number:,} x {reason}")
+        again = "; the same command asks them again" if reason == FAILED else ""
+        _say(console, f"without an answer: {number:,} x {reason}{again}")
     if not counts.answers:
         raise FastMTPError(
             f"--output {store.directory}: nothing was answered; skipped.journal there says why"

@@ -29,14 +29,11 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the configuration."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")
-    ] = False,
 ) -> None:
     """Train a head by self-distillation.
 
     On several GPUs: `accelerate launch $(which fastmtp) train CONFIG`. Flags win over the file. The
-    finished head is OUTPUT/head.
+    finished head is OUTPUT/head. A killed run goes on with the same command.
     """
     from fastmtp_sglang.training.config import load_config
 
@@ -54,7 +51,7 @@ def train(
 
     from fastmtp_sglang.training.run import train as run
 
-    head = run(loaded, resume=resume)
+    head = run(loaded)
     state = PartialState()
     state.print(f"wrote {head}")
     state.print(f"serve it: fastmtp serve {loaded.target} --draft {head}")

@@ -1,4 +1,7 @@
-"""Prompts as token ids: the target's chat template applied once, one beginning-of-sequence token.
+"""Prompts as token ids, as SGLang's chat endpoint makes them: the chat template, and nothing else.
+
+A beginning-of-sequence token is there where the template writes one, whatever the tokenizer would
+put before a plain text.
 
 Also the way to let the target write prompts itself: the template is rendered with a sentinel in
 place of the user's message and cut there. What precedes it invites the target to write a user turn
@@ -47,9 +50,6 @@ class ChatTemplate:
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        # What the tokenizer puts before any text: [BOS] or nothing.
-        bos = tokenizer.bos_token_id
-        self._bos = bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the conversation up to where the answer begins.
@@ -107,8 +107,4 @@ class ChatTemplate:
             ) from error
 
     def _encode(self, text: str) -> list[int]:
-        # The template writes BOS itself where it wants one: the tokenizer must not add a second.
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        if self._bos is not None and ids[:1] != [self._bos]:
-            ids = [self._bos, *ids]
-        return ids
+        return self._tokenizer.encode(text, add_special_tokens=False)

@@ -181,14 +181,15 @@ def _decide(
     kept: list[_Entry] = []
     for entry, record in _read(files, names, on_progress):
         report.read[entry.source].add(entry)
-        said = record.messages[-1].content if record.messages else ""
+        history = [message.content for message in record.messages]
+        said = history[-1] if history else ""
         if not names.is_new(record):
             reason: str | None = _SAME
         elif record.turn > spoiled.get(entry.conversation, record.turn):
             reason = _AFTER_DROPPED
         elif reason := problem(record, options.limits, prompt_end(record)):
             spoiled.setdefault(entry.conversation, record.turn)
-        elif evaluation.holds(said):
+        elif any(evaluation.holds(text) for text in (*history, record.answer)):
             reason = _IN_EVALUATION
         elif duplicates is not None and duplicates.seen(f"{said}\n{record.answer}"):
             reason = NEAR_DUPLICATE

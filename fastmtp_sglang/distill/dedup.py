@@ -4,17 +4,22 @@ Texts are compared by runs of words; a character of a script without spaces is a
 """
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
 
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
+# Thai vowel signs are no letters to Python.
+_PUNCTUATION = re.compile(r"[^\w\s\u0e00-\u0e7f]")
 _SHINGLE = 5
 # Error of the estimated similarity: about 1 / sqrt(128) = 0.09 at most, 0.04 at 0.8.
 _PERMUTATIONS = 128
 # 13 words in a row are shared by chance with nothing (GPT-3, appendix C).
 _CONTAMINATION = 13
+# A shorter prompt is no quotation where it stands in the middle of a sentence.
+_MIN_QUOTED = 5
 
 
 class NearDuplicates:
@@ -54,16 +59,48 @@ class NearDuplicates:
 
 
 class Contamination:
-    """Tells whether a user turn is, or quotes, one of the prompts of an evaluation."""
+    """Tells whether a text is, or quotes, one of the prompts of an evaluation.
+
+    Compared by words, without punctuation and case. Of a prompt of 13 words or more any 13 in a row
+    count, of a shorter one all of it. One of less than five words counts where it is a sentence of
+    its own, for every other text holds a "why" or a "thank you".
+    """
 
     def __init__(self, prompts: Iterable[str]) -> None:
-        self._runs: set[str] = set()
+        self._runs: dict[int, set[str]] = defaultdict(set)  # by number of words
         for prompt in prompts:
-            self._runs |= shingles(prompt, _CONTAMINATION)
+            words, _ = _words(prompt)
+            length = min(len(words), _CONTAMINATION)
+            if length:
+                self._runs[length].update(run for _, run in _runs(words, length))
 
     def holds(self, text: str) -> bool:
-        """Tell whether `text` shares 13 words in a row with a prompt, or all of a shorter one."""
-        return not self._runs.isdisjoint(shingles(text, _CONTAMINATION))
+        """Tell whether `text` holds such a run of words."""
+        words, ends = _words(text)
+        return any(
+            run in known and (length >= _MIN_QUOTED or {start, start + length} <= ends)
+            for length, known in self._runs.items()
+            for start, run in _runs(words, length)
+        )
+
+
+def _words(text: str) -> tuple[list[str], set[int]]:
+    """Return the words, and between which of them a sentence or a part of one ends."""
+    words: list[str] = []
+    ends = {0}
+    for line in text.lower().splitlines():
+        for word in _WORD.findall(line):
+            if _PUNCTUATION.fullmatch(word):
+                ends.add(len(words))
+            else:
+                words.append(word)
+        ends.add(len(words))
+    return words, ends
+
+
+def _runs(words: list[str], length: int) -> Iterator[tuple[int, str]]:
+    for start in range(len(words) - length + 1):
+        yield start, " ".join(words[start : start + length])
 
 
 def shingles(text: str, length: int = _SHINGLE) -> set[str]:

@@ -15,7 +15,7 @@ from fastmtp_sglang.distill.endpoints import EndpointPool, Generation, RequestFa
 from fastmtp_sglang.distill.prompts import BadRowError, Conversation, PromptSource
 from fastmtp_sglang.distill.records import Message, Record, Sampling
 from fastmtp_sglang.distill.settings import Settings
-from fastmtp_sglang.distill.store import Store
+from fastmtp_sglang.distill.store import FAILED, Store
 from fastmtp_sglang.errors import FastMTPError
 
 SELF = "self"
@@ -71,6 +71,7 @@ class Distiller:
         pool: Where to ask.
         store: Where answers go.
         context_length: Tokens of prompt and answer that the server takes.
+        vocab_size: Of the target; an answer with an id beyond it is a failed request.
         seeded: Whether the servers obey a request's seed. Others ignore it, or refuse it
             (FASTMTP does).
         concurrency: Conversations in flight.
@@ -82,6 +83,7 @@ class Distiller:
     pool: EndpointPool
     store: Store
     context_length: int
+    vocab_size: int
     seeded: bool
     concurrency: int
     on_progress: Callable[[Progress], None]
@@ -179,7 +181,7 @@ class Distiller:
                 messages = [*messages, Message(role="user", content=said)]
                 answer = await self._answer(work, number, messages)
             except RequestFailedError as error:
-                self.store.skip(work.key, number, "failed", str(error))
+                self.store.skip(work.key, number, FAILED, str(error))
                 return
             if answer is None:
                 return
@@ -275,6 +277,9 @@ class Distiller:
         sent = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, room)})
         seed = {"sampling_seed": _seed(self.settings.seed, identity)} if self.seeded else {}
         generation = await self.pool.generate(prompt_ids, {**sent.model_dump(), **seed, **extra})
+        for token in generation.ids:
+            if type(token) is not int or not 0 <= token < self.vocab_size:
+                raise RequestFailedError(f"answered {token!r}, which is no id of the vocabulary")
         self.progress.tokens += len(generation.ids)
         self.on_progress(self.progress)
         return generation, sent

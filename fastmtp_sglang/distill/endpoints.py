@@ -105,7 +105,7 @@ class EndpointPool(AsyncSession):
             finally:
                 endpoint.in_flight -= 1
             if content is not None:
-                return _generation(endpoint.url, content, input_ids)
+                return _generation(endpoint.url, content, input_ids, sampling.get("stop", []))
             tried = attempts[endpoint.url] = attempts.get(endpoint.url, 0) + 1
             if tried > self._retries:
                 if not await self._answers(endpoint, input_ids[:1]):
@@ -182,7 +182,9 @@ def _refuse_misconfigured(url: str, response: httpx.Response) -> None:
     refuse_misconfigured(response, url, _FLAG, way_out)
 
 
-def _generation(url: str, content: dict[str, Any], input_ids: list[int]) -> Generation:
+def _generation(
+    url: str, content: dict[str, Any], input_ids: list[int], stop_texts: Sequence[str]
+) -> Generation:
     meta = content.get("meta_info") or {}
     ids, reason = content.get("output_ids"), meta.get("finish_reason") or {}
     if not isinstance(ids, list) or reason.get("type") not in ("stop", "length"):
@@ -197,6 +199,9 @@ def _generation(url: str, content: dict[str, Any], input_ids: list[int]) -> Gene
             "input_ids as they are"
         )
     matched = reason.get("matched")
+    if isinstance(matched, str) and matched not in stop_texts:
+        # SGLang tells so of logits that are no numbers ("NaN happened").
+        raise RequestFailedError(f"stopped with {matched!r}, which is no stop text")
     stop_id = matched if isinstance(matched, int) else None
     # SGLang 0.5.23 returns the stop token among the ids; the head must learn to draft it, so it is
     # added where a server leaves it out.

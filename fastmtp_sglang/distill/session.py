@@ -82,6 +82,7 @@ async def hold(
             pool=pool,
             store=store,
             context_length=context_length(described, job.target),
+            vocab_size=job.target.vocab_size,
             seeded=all(server.get("enable_deterministic_inference") for server in described),
             concurrency=link.concurrency,
             on_progress=on_progress,

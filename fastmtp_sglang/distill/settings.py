@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from fastmtp_sglang.distill.records import Sampling
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files import changes
 
 
 class Settings(BaseModel):
@@ -42,7 +43,8 @@ class Settings(BaseModel):
     seed: int
 
 
-_FLAGS = {
+# What the command line calls a setting.
+_FLAGS = {name: f"--{name}" for name in Settings.model_fields} | {
     "tokenizer_fingerprint": "the tokenizer of --model",
     "chat_template_sha256": "the chat template of --model",
     "prompts": "--prompts or --self-prompt",
@@ -55,12 +57,7 @@ _FLAGS = {
 
 def differences(before: Settings, now: Settings) -> list[str]:
     """Return what differs, in the words of the command line."""
-    old, new = before.model_dump(), now.model_dump()
-    return [
-        f"{_FLAGS.get(name, f'--{name}')} was {old[name]!r} and is {new[name]!r}"
-        for name in old
-        if old[name] != new[name]
-    ]
+    return changes.differences(before.model_dump(), now.model_dump(), _FLAGS)
 
 
 def check_sampling(sampling: Sampling, prefix: str = "") -> None:

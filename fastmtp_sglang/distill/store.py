@@ -7,28 +7,42 @@
     manifest.json        the settings, the counts, the finished shards
 
 The files are the truth; the manifest is a summary. A line that a kill tore is dropped when the run
-goes on, and its request is sent again. A finished shard is its journal, renamed.
+goes on, and its request is sent again. So are requests that failed. A finished shard is its
+journal, renamed; an emptied one is taken as it is, which is the way on when its disk lost it.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from fastmtp_sglang.distill.journal import (
+    DELETE_LINE,
+    cut_torn_line,
+    first_problem,
+    read_journal,
+)
 from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
 from fastmtp_sglang.distill.settings import Settings, differences
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically
+from fastmtp_sglang.files.lock import sole_writer
 
 _PROMPTS = "prompts.journal"
 _SKIPPED = "skipped.journal"
+
+# The reason of requests that may go well the next time: `is_complete` does not hold with any.
+FAILED = "failed"
+
+
+# How to go on after a damage that is not of our making.
+_WAY_ON = "restore it, or empty the file: the same command then asks again what it held"
 
 
 class Counts(BaseModel):
@@ -59,12 +73,29 @@ class Manifest(BaseModel):
     complete: bool
 
 
+class _Prompt(BaseModel):
+    """A line of `prompts.journal`."""
+
+    id: str
+    text: str
+
+
+class _Skip(BaseModel):
+    """A line of `skipped.journal`: a conversation that ends at `turn` without an answer to it."""
+
+    conversation: str
+    turn: int
+    reason: str
+    detail: str = ""
+
+
 @dataclass(frozen=True)
 class _Place:
-    """Where the last record of a conversation is: shard number, byte offset."""
+    """Where the last record of a conversation is: shard number, byte offset; and its turn."""
 
     shard: int
     offset: int
+    turn: int
 
 
 @dataclass
@@ -99,14 +130,8 @@ class Store:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Store":
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FastMTPError(
-                f"--output {self.directory}: cannot be created ({error.strerror}); give another"
-            ) from error
         with contextlib.ExitStack() as stack:
-            self._lock(stack)
+            stack.enter_context(sole_writer(self.directory, "fastmtp distill"))
             self._check_settings()
             self._recover(stack)
             self._write_manifest(complete=self.is_complete)
@@ -159,7 +184,7 @@ class Store:
         number = len(self._shards)
         journal = self._shard_path(number, finished=False).name
         offset = self._append(journal, record.line())
-        self._count_record(record, _Place(number, offset))
+        self._count_record(record, _Place(number, offset, record.turn))
         self._in_journal += 1
         if self._in_journal >= self._shard_size:
             self._finish_shard()
@@ -172,15 +197,16 @@ class Store:
 
     def skip(self, conversation: str, turn: int, reason: str, detail: str = "") -> None:
         """Note that a conversation ends at `turn` without an answer to it."""
-        entry = {"conversation": conversation, "turn": turn, "reason": reason, "detail": detail}
-        self._append(_SKIPPED, json_line(entry))
-        self._count_skip(entry)
+        skip = _Skip(conversation=conversation, turn=turn, reason=reason, detail=detail)
+        self._append(_SKIPPED, json_line(skip.model_dump()))
+        self._contents.skipped[conversation] = reason
+        self._count_skipped()
 
     def complete(self) -> None:
-        """Turn the journal into the last shard and say so in the manifest."""
+        """Turn the journal into the last shard; the manifest says so if no request failed."""
         if self._in_journal:
             self._finish_shard()
-        self._write_manifest(complete=True)
+        self._write_manifest(complete=not self.counts.skipped.get(FAILED))
 
     def _count_record(self, record: Record, place: _Place) -> None:
         counts = self._contents.counts
@@ -192,11 +218,8 @@ class Store:
             counts.finished += 1
         self._contents.last[record.conversation] = place
 
-    def _count_skip(self, entry: dict[str, Any]) -> None:
-        self._contents.skipped[entry["conversation"]] = entry["reason"]
-        totals = Counter(self._contents.counts.skipped)
-        totals[entry["reason"]] += 1
-        self._contents.counts.skipped = dict(totals)
+    def _count_skipped(self) -> None:
+        self.counts.skipped = dict(Counter(self._contents.skipped.values()))
 
     def _append(self, name: str, line: bytes) -> int:
         """Append a line to a journal, return its offset."""
@@ -240,16 +263,6 @@ class Store:
     def _shard_path(self, number: int, *, finished: bool) -> Path:
         return self.directory / f"shard-{number:05d}.{'jsonl' if finished else 'journal'}"
 
-    def _lock(self, stack: contextlib.ExitStack) -> None:
-        file = stack.enter_context((self.directory / ".lock").open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastMTPError(
-                f"--output {self.directory}: another `fastmtp distill` writes there; wait for it, "
-                "or give another directory"
-            ) from None
-
     def _check_settings(self) -> None:
         path = self.directory / MANIFEST
         if not path.is_file():
@@ -276,27 +289,41 @@ class Store:
         while (path := self._shard_path(len(self._shards), finished=True)).is_file():
             records = self._read_shard(path)
             shard = Shard(name=path.name, records=records, bytes=path.stat().st_size)
-            if shard != known.pop(path.name, shard):
-                raise FastMTPError(f"{path}: was changed after it was finished; restore it")
+            if shard != known.pop(path.name, shard) and shard.bytes:
+                raise FastMTPError(f"{path}: was changed after it was finished; {_WAY_ON}")
             self._shards.append(shard)
         if known:
-            raise FastMTPError(f"--output {self.directory}: lacks {min(known)}; restore it")
+            raise FastMTPError(
+                f"--output {self.directory}: lacks {min(known)}; restore it, or make an empty file "
+                "of this name: the same command then asks again what was in it"
+            )
         journal = self._shard_path(len(self._shards), finished=False)
         if journal.is_file():
-            _cut_torn_line(journal)
+            cut_torn_line(journal)
             self._in_journal = self._read_shard(journal)
-        for entry in _read_journal(self.directory / _PROMPTS):
-            self._contents.prompts[entry["id"]] = entry["text"]
-        for entry in _read_journal(self.directory / _SKIPPED):
-            self._count_skip(entry)
+        for prompt in read_journal(self.directory / _PROMPTS, _Prompt):
+            self._contents.prompts[prompt.id] = prompt.text
+        failed: dict[str, int] = {}
+        for skip in read_journal(self.directory / _SKIPPED, _Skip):
+            # What failed once may have ended for another reason since.
+            failed.pop(skip.conversation, None)
+            self._contents.skipped.pop(skip.conversation, None)
+            if skip.reason == FAILED:
+                failed[skip.conversation] = skip.turn
+            else:
+                self._contents.skipped[skip.conversation] = skip.reason
+        self._count_skipped()
+        last = self._contents.last
+        if any(name not in last or last[name].turn < turn for name, turn in failed.items()):
+            self.is_complete = False
 
     def _read_shard(self, path: Path) -> int:
         number = len(self._shards)
         records = offset = 0
         with path.open("rb") as file:
             for line in file:
-                record = parse_record(line, f"{path}, byte {offset}")
-                self._count_record(record, _Place(number, offset))
+                record = _parse(line, path, offset)
+                self._count_record(record, _Place(number, offset, record.turn))
                 offset += len(line)
                 records += 1
         return records
@@ -306,35 +333,20 @@ def read_manifest(directory: Path) -> Manifest:
     """Read `manifest.json`; raises FastMTPError when it is missing or no manifest."""
     path = directory / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise FastMTPError(f"{path}: not a manifest of `fastmtp distill` ({error})") from error
+        return Manifest.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise FastMTPError(
+            f"{path}: not a manifest of `fastmtp distill` ({first_problem(error)}); restore it, or "
+            "give another --output"
+        ) from error
 
 
-def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        _cut_torn_line(path)
-        with path.open("rb") as file:
-            for line in file:
-                yield json.loads(line)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what follows the last line end: a write that a kill or a full disk cut short."""
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            cut = file.read(end - start).rfind(b"\n")
-            if cut >= 0:
-                end = start + cut + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-            os.fsync(file.fileno())
+def _parse(line: bytes, path: Path, offset: int) -> Record:
+    try:
+        return parse_record(line, f"{path}, byte {offset}")
+    except FastMTPError as error:
+        way_on = _WAY_ON if path.suffix == ".jsonl" else DELETE_LINE
+        raise FastMTPError(f"{error}; {way_on}") from error
 
 
 def _flush_folder(directory: Path) -> None:

@@ -100,24 +100,26 @@ def damage(target: Path, version: str, *, every_sum: bool = False) -> str | None
     return None
 
 
+def write_manifest(folder: Path, version: str) -> None:
+    """Write down what `damage` looks for, and make all files readable for others."""
+    names = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    # mkdtemp and safetensors write for their owner alone; a cache may be shared.
+    folder.chmod(0o755)
+    for name in names:
+        (folder / name).chmod(0o644)
+    files = {
+        str(name): {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in names
+    }
+    manifest = {"version": version, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
 def _build(target: Path, build: Callable[[Path], None], version: str) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         build(temporary)
-        names = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file())
-        # mkdtemp and safetensors write for their owner alone; a cache may be shared.
-        temporary.chmod(0o755)
-        for name in names:
-            (temporary / name).chmod(0o644)
-        files = {
-            str(name): {
-                "bytes": (temporary / name).stat().st_size,
-                "sha256": _sha256(temporary / name),
-            }
-            for name in names
-        }
-        manifest = {"version": version, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_manifest(temporary, version)
         if target.exists():
             # A server may still read the old files: moved and unlinked they stay readable to it.
             target.rename(temporary.with_name(f"{temporary.name}.old"))

@@ -1,21 +1,45 @@
-"""What a user says in a conversation, from a row of somebody's data.
+"""A conversation, from a row of somebody's data: the one reader that all commands share.
 
 A row is written in one of four spellings: `messages` (role and content), `conversations` (ShareGPT:
 from and value), `turns` (the user turns, with an optional `system`), or `prompt` (one user turn).
-Only the system message and the user turns are taken: whoever asks lets a model answer them.
+`read_chat` gives the messages as SGLang's chat endpoint hands them to a chat template, tool calls
+and `tools` included; `parse_conversation` gives what the user says, for those who let a model
+answer it.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_FIELDS = ("messages", "conversations", "turns", "prompt")
-_USER = {"user", "human", "prompter"}
-_ASSISTANT = {"assistant", "gpt", "bot", "chatgpt", "bing", "bard", "model"}
+# One of them holds the conversation; the first that a row has.
+FIELDS = ("messages", "conversations", "turns", "prompt")
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatgpt", "bing", "bard", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    "tool": "tool",
+}
+# Beside role and content a template may use these.
+_EXTRA = ("name", "tool_call_id", "reasoning_content")
 
 
 class BadRowError(Exception):
-    """One row that is no conversation of texts."""
+    """One row that is no conversation of texts; the words follow "the row"."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages and tools, as a chat template takes them.
+
+    Attributes:
+        messages: `role` (system, user, assistant or tool), `content` (a str) and, where the row
+            has them, `tool_calls` (arguments as objects) and the other fields of a message.
+        tools: descriptions of functions, None without any.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -26,55 +50,114 @@ class Conversation:
     turns: list[str]
 
 
-def parse_conversation(row: Any, column: str | None = None) -> Conversation:
+def read_chat(row: Any, column: str | None = None) -> Chat:
     """Read one row; `column` names the field when it is none of the four.
 
-    Raises BadRowError with words that follow "the row".
+    Raises BadRowError.
     """
     if not isinstance(row, Mapping):
         raise BadRowError(f"is a {type(row).__name__}, not an object with fields")
-    name = column or next((field for field in _FIELDS if row.get(field) is not None), None)
+    name = column or next((field for field in FIELDS if row.get(field) is not None), None)
     if name is None or row.get(name) is None:
         wanted = f"'{column}'" if column else "any of messages, conversations, turns, prompt"
         raise BadRowError(f"has the fields {', '.join(map(str, row))} and not {wanted}")
-    value = row[name]
-    system = row.get("system") if isinstance(row.get("system"), str) else None
-    if isinstance(value, str):
-        turns = [value]
-    elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        turns = value
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        system, turns = _user_turns(value, system)
+    value = [row[name]] if isinstance(row[name], str) else row[name]
+    if not isinstance(value, list):
+        raise BadRowError(f"has no text, list of texts or list of messages in '{name}'")
+    if not value:
+        raise BadRowError(f"has no text or message in '{name}'")
+    if all(isinstance(item, str) for item in value):
+        messages: list[dict[str, Any]] = [{"role": "user", "content": text} for text in value]
+    elif all(isinstance(item, Mapping) for item in value):
+        messages = [_message(item) for item in value]
     else:
         raise BadRowError(f"has no text, list of texts or list of messages in '{name}'")
-    if not turns or any(not turn.strip() for turn in turns):
-        raise BadRowError(f"has an empty user turn in '{name}'" if turns else "has no user turn")
+    system = row.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    tools = row.get("tools") or None
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadRowError("has tools that are no list of objects")
+    return Chat(messages, tools)
+
+
+def parse_conversation(row: Any, column: str | None = None) -> Conversation:
+    """Read what the user says in one row; `column` as above.
+
+    Raises BadRowError, also for a row with tools: their results cannot be had again, so the turns
+    after them would hang in the air.
+    """
+    chat = read_chat(row, column)
+    system = None
+    turns: list[str] = []
+    for message in chat.messages:
+        role = message["role"]
+        if role == "tool" or "tool_calls" in message or chat.tools:
+            raise BadRowError(
+                "has tools (`tools`, tool_calls or the role 'tool'), whose results cannot be had "
+                "again; leave it out"
+            )
+        if role == "user":
+            turns.append(message["content"])
+        elif role == "system":
+            if turns:
+                raise BadRowError("has a system message after the first user turn")
+            system = message["content"]
+    if not turns:
+        raise BadRowError("has no user turn")
+    if any(not turn.strip() for turn in turns):
+        raise BadRowError("has an empty user turn")
     return Conversation(system or None, turns)
 
 
-def _user_turns(
-    messages: list[Mapping[str, Any]], system: str | None
-) -> tuple[str | None, list[str]]:
-    turns = []
-    for message in messages:
-        role = message.get("role", message.get("from"))
-        content = _text(message.get("content", message.get("value")))
-        if role in _USER:
-            turns.append(content)
-        elif role in ("system", "developer") and not turns:
-            system = content
-        elif role not in _ASSISTANT:
-            # A tool's result cannot be had again, so the turns after it would hang in the air.
-            raise BadRowError(f"has a message of the role {role!r}; user, assistant, system work")
-    return system, turns
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    given = message.get("role", message.get("from"))
+    role = _ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise BadRowError(
+            f"has a message of the role {given!r}; system, user, assistant and tool work"
+        )
+    calls = message.get("tool_calls")
+    content = message.get("content", message.get("value"))
+    if content is None and calls:
+        content = ""
+    found: dict[str, Any] = {"role": role, "content": _text(content)}
+    found |= {key: message[key] for key in _EXTRA if message.get(key) is not None}
+    if calls:
+        found["tool_calls"] = _tool_calls(calls)
+    return found
+
+
+def _tool_calls(calls: Any) -> list[dict[str, Any]]:
+    """Tool calls with their arguments as objects, which is what templates expect."""
+    try:
+        parsed = []
+        for call in calls:
+            function = dict(call["function"])
+            arguments = function.get("arguments")
+            if isinstance(arguments, str):
+                function["arguments"] = json.loads(arguments or "{}")
+            parsed.append({**call, "function": function})
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRowError(
+            "has tool_calls that are no list of functions with a name and JSON arguments"
+        ) from error
+    return parsed
 
 
 def _text(content: Any) -> str:
-    """Return a message's text; parts of text (OpenAI's form) are joined."""
+    """Return a message's text; parts of text (OpenAI's form) are joined as SGLang joins them."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(
-        isinstance(part, Mapping) and part.get("type") == "text" for part in content
+    if (
+        isinstance(content, list)
+        and content
+        and all(
+            isinstance(part, Mapping)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+            for part in content
+        )
     ):
-        return "".join(str(part.get("text", "")) for part in content)
+        return " ".join(part["text"] for part in content)
     raise BadRowError("has a message whose content is no text")

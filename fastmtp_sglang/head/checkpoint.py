@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.atomic import folder_at_once
 
 
 def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> None:
@@ -79,16 +77,9 @@ def save_head(head, out: Path, files: Mapping[str, bytes] = MappingProxyType({})
 
     `files` go beside the weights, such as a model card; a name may be a path.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with folder_at_once(out) as scratch:
         head.save_pretrained(scratch)
         for name, content in files.items():
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        scratch.chmod(0o755)
-        os.replace(scratch, out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise

@@ -5,11 +5,11 @@ Runs in the main process before any weight is read, and in `fastmtp doctor`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.tensors import read_header, tensor_files
 from fastmtp_sglang.head.config import (
     ARCHITECTURE,
     FAMILIES,
@@ -231,11 +231,7 @@ def _expected_shapes(architecture: str, draft: Any) -> dict[str, tuple[int, ...]
 
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a directory's safetensors files, from their headers."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        header.pop("__metadata__", None)
-        shapes.update({name: tuple(entry["shape"]) for name, entry in header.items()})
-    return shapes
+    """Name and shape of every tensor of a checkpoint, from the headers of its files."""
+    files = tensor_files(directory)
+    headers = {path: read_header(path)[0] for path in set(files.values())}
+    return {name: tuple(headers[path][name]["shape"]) for name, path in files.items()}

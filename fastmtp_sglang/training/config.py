@@ -114,7 +114,8 @@ class TrainConfig(_Section):
     Attributes:
         target: checkpoint directory, or `smollm2` for the embedded one.
         output: folder of checkpoints, logs and, at the end, `head`.
-        save_every: optimizer steps between checkpoints; None for once an epoch.
+        save_minutes: between two checkpoints. What a kill costs is at most this, one step, one
+            validation and the writing itself; 0 saves every step.
         keep_checkpoints: older ones are removed.
         log_every: optimizer steps between two log lines.
     """
@@ -127,7 +128,7 @@ class TrainConfig(_Section):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     validation: ValidationSection = ValidationSection()
-    save_every: int | None = Field(default=None, ge=1)
+    save_minutes: float = Field(default=3.0, ge=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=10, ge=1)
 

@@ -25,12 +25,14 @@ def greedy_continuations(
 ) -> list[Document]:
     """Continue prompts greedily, once: the result is kept in `cache` (one JSON file).
 
+    It is written after every batch, so that a killed run goes on behind the last one.
+
     Args:
         target: the frozen target.
         prompts: token ids.
         stop_ids: generation ends with one of these; the continuation includes it.
         max_new_tokens: tokens of a continuation, at most.
-        cache: read if it holds these prompts, else written.
+        cache: read if it holds these prompts, and written.
 
     Returns:
         A document for each prompt, in which the continuation counts.
@@ -38,12 +40,10 @@ def greedy_continuations(
     request = [target.digest, str(target.dtype), prompts, sorted(stop_ids), max_new_tokens]
     key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
     answers = _cached(cache, key)
-    if answers is None:
-        answers = []
-        for start in range(0, len(prompts), _PROMPTS_PER_BATCH):
-            batch = prompts[start : start + _PROMPTS_PER_BATCH]
-            answers += _generate(target, batch, stop_ids, max_new_tokens)
-        cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    while len(answers) < len(prompts):
+        batch = prompts[len(answers) : len(answers) + _PROMPTS_PER_BATCH]
+        answers += _generate(target, batch, stop_ids, max_new_tokens)
         write_atomically(cache, json.dumps({"key": key, "answers": answers}).encode())
     documents = []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -80,9 +80,9 @@ def _generate(
     return answers
 
 
-def _cached(cache: Path, key: str) -> list[list[int]] | None:
+def _cached(cache: Path, key: str) -> list[list[int]]:
     try:
         content = json.loads(cache.read_text())
     except (OSError, ValueError):
-        return None
-    return content["answers"] if content.get("key") == key else None
+        return []
+    return content["answers"] if content.get("key") == key else []

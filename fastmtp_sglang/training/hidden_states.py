@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically, write_json
+from fastmtp_sglang.training.corpus import Changed
 from fastmtp_sglang.training.packing import Document
 from fastmtp_sglang.training.target import FrozenTarget
 
@@ -33,10 +36,10 @@ Progress = Callable[[int, int], None]
 
 def store_hidden_states(
     folder: Path,
-    documents: list[Document],
+    documents: Sequence[Document],
     target: FrozenTarget,
     progress: Progress = lambda done, total: None,
-) -> list[Document]:
+) -> Sequence[Document]:
     """Make the store complete for these documents, and read it.
 
     Args:
@@ -46,7 +49,7 @@ def store_hidden_states(
         progress: receives tokens stored and tokens in all, after each shard.
 
     Returns:
-        The same documents with hidden states, backed by the files.
+        The same documents with hidden states, which are mapped from the files when asked for.
 
     Raises:
         FastMTPError: a stored file is damaged, or the target's states are not finite or all zero.
@@ -55,6 +58,7 @@ def store_hidden_states(
     sums = _read_manifest(folder)
     total = sum(len(document.input_ids) for document in documents)
     identity, done, names = f"{target.digest} {target.dtype}", 0, []
+    places: list[_Place] = []
     for group in _groups(documents):
         name = f"{_digest(group, identity)}.safetensors"
         path = folder / name
@@ -63,16 +67,39 @@ def store_hidden_states(
             write_atomically(path, content)
             sums[name] = hashlib.sha256(content).hexdigest()
             _write_manifest(folder, sums)
+        else:
+            _check(path, sums[name])
         names.append(name)
-        done += sum(len(document.input_ids) for document in group)
+        row = 0
+        for document in group:
+            places.append(_Place(path, row))
+            row += len(document.input_ids)
+        done += row
         progress(done, total)
     for stale in set(sums) - set(names):
         (folder / stale).unlink(missing_ok=True)
     _write_manifest(folder, {name: sums[name] for name in names})
-    return [document for name in names for document in _read(folder / name, sums[name])]
+
+    def with_states(index: int, document: Document) -> Document:
+        return replace(document, hidden_states=places[index].read(len(document.input_ids)))
+
+    return Changed(documents, with_states)
 
 
-def _groups(documents: list[Document]) -> Iterator[list[Document]]:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a document's hidden states are: a shard, and the first row there."""
+
+    path: Path
+    row: int
+
+    def read(self, length: int) -> torch.Tensor:
+        """[length, D], mapped: only the pages that are used are read."""
+        with safe_open(self.path, "pt") as shard:
+            return shard.get_slice("hidden_states")[self.row : self.row + length]
+
+
+def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
     group: list[Document] = []
     tokens = 0
     for document in documents:
@@ -113,7 +140,7 @@ def _compute(group: list[Document], target: FrozenTarget) -> bytes:
     )
 
 
-def _read(path: Path, expected: str) -> list[Document]:
+def _check(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
@@ -121,14 +148,6 @@ def _read(path: Path, expected: str) -> list[Document]:
             f"stored hidden states {path} are damaged (another SHA-256 sum than when written). "
             "Remove the file; the next run computes it again."
         )
-    tensors = load_file(path)
-    lengths = tensors["lengths"].tolist()
-    columns = (
-        tensors["input_ids"].long().split(lengths),
-        tensors["counted"].split(lengths),
-        tensors["hidden_states"].split(lengths),
-    )
-    return [Document(*row) for row in zip(*columns, strict=True)]
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:

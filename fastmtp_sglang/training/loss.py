@@ -41,6 +41,10 @@ class OutputLayer:
         local_ids[ids] = torch.arange(len(ids), device=weight.device)
         return cls(weight[ids].contiguous(), local_ids, ids)
 
+    def listed(self) -> torch.Tensor | None:
+        """Whether a row of each token id is there: bool [V] on the CPU; None for all."""
+        return None if self.local_ids is None else self.local_ids.cpu() >= 0
+
     def to_local(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of token ids."""
         return ids if self.local_ids is None else self.local_ids[ids]

@@ -7,18 +7,18 @@ bytes of those tensors change: names, dtypes, shapes, offsets and the index stay
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.compatibility import mimo_name
-from fastmtp_sglang.training.target import load_tensors, target_config, tensor_files
+from fastmtp_sglang.files.atomic import folder_at_once
+from fastmtp_sglang.files.tensors import read_header
+from fastmtp_sglang.head.compatibility import MIMO_LAYER, check_compatible, mimo_name
+from fastmtp_sglang.training.target import checkpoint_files, load_tensors, target_config
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
@@ -32,7 +32,8 @@ def merge_head(source: Path, target: Path, out: Path) -> None:
         out: directory to create; it appears complete or not at all.
 
     Raises:
-        FastMTPError: `out` exists, the target has no such layer, or a tensor differs in shape.
+        FastMTPError: `out` exists, the head was made for another target (family, tokenizer, set of
+            tensors), or a tensor differs in shape.
     """
     if out.exists():
         raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
@@ -41,21 +42,15 @@ def merge_head(source: Path, target: Path, out: Path) -> None:
             f"{target} is no checkpoint of MiMo's layout: only there a head is a part of its "
             "target. Export a head directory (without --merge) and serve it with --draft."
         )
-    files = tensor_files(target)
-    names = list(tensor_files(source))
+    files = checkpoint_files(target)
+    names = list(checkpoint_files(source))
     head = {mimo_name(name): tensor for name, tensor in load_tensors(source, names).items()}
-    missing = sorted(head.keys() - files.keys())
-    if missing:
-        raise FastMTPError(
-            f"target {target} has no tensor {missing[0]}, which the head {source} would replace: "
-            "the head belongs to another target, or the target was stored without its MTP layer."
-        )
+    _check_same_layer(head.keys(), {n for n in files if n.startswith(MIMO_LAYER)}, source, target)
+    check_compatible(target, source)
     changed: dict[Path, dict[str, torch.Tensor]] = {}
     for name, tensor in head.items():
         changed.setdefault(files[name], {})[name] = tensor
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with folder_at_once(out) as scratch:
         for path in sorted(target.iterdir()):
             if path.is_dir():
                 shutil.copytree(path, scratch / path.name)
@@ -64,18 +59,26 @@ def merge_head(source: Path, target: Path, out: Path) -> None:
             shutil.copyfile(path, scratch / path.name)
             if path in changed:
                 _overwrite(scratch / path.name, changed[path])
-        scratch.chmod(0o755)
-        os.replace(scratch, out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+
+
+def _check_same_layer(head: Set[str], layer: Set[str], source: Path, target: Path) -> None:
+    missing, left = sorted(head - layer), sorted(layer - head)
+    if missing:
+        raise FastMTPError(
+            f"target {target} has no tensor {missing[0]}, which the head {source} would replace: "
+            "the head belongs to another target, or the target was stored without its MTP layer."
+        )
+    if left:
+        raise FastMTPError(
+            f"the head {source} has no tensor for {left[0]} of the target {target}, which would "
+            "keep its old value: the head belongs to another target."
+        )
 
 
 def _overwrite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write tensors over those of the same names in a safetensors file, in its dtypes."""
+    header, begin = read_header(path)
     with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(size))
         for name, tensor in tensors.items():
             entry = header[name]
             if entry["shape"] != list(tensor.shape):
@@ -94,7 +97,7 @@ def _overwrite(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             start, end = entry["data_offsets"]
             if len(content) != end - start:
                 raise FastMTPError(f"tensor {name} needs {len(content)} bytes, not {end - start}.")
-            file.seek(8 + size + start)
+            file.seek(begin + start)
             file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ next document or meets a filler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class Document:
     hidden_states: torch.Tensor | None = None
 
 
-def pack(documents: list[Document], num_steps: int) -> dict[str, torch.Tensor]:
+def pack(documents: Sequence[Document], num_steps: int) -> dict[str, torch.Tensor]:
     """Pack documents into the keyword arguments of `ChainHead.forward`.
 
     S is the number of tokens, R of step-1 rows (each document up to its last anchor), N of anchors,

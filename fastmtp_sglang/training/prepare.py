@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -12,6 +12,7 @@ from accelerate import PartialState
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.training.config import TrainConfig
+from fastmtp_sglang.training.corpus import Changed, Corpus
 from fastmtp_sglang.training.greedy import greedy_continuations
 from fastmtp_sglang.training.hidden_states import store_hidden_states
 from fastmtp_sglang.training.loss import OutputLayer
@@ -22,6 +23,10 @@ from fastmtp_sglang.training.validation import in_vocabulary
 from fastmtp_sglang.vocabulary import target as vocabulary_target
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 from fastmtp_sglang.vocabulary.required import required_ids, stop_ids, union
+from fastmtp_sglang.vocabulary.target import Target
+
+# Records that cannot be trained on are counted; so many are shown.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,9 @@ class Prepared:
     """
 
     target: FrozenTarget
-    train: list[Document]
-    held_out: list[Document]
-    greedy: list[Document]
+    train: Sequence[Document]
+    held_out: Sequence[Document]
+    greedy: Sequence[Document]
     output: OutputLayer
     draft_output: OutputLayer | None
     vocabulary_file: Path | None
@@ -54,12 +59,13 @@ def prepare(config: TrainConfig, state: PartialState) -> Prepared:
     dtype = torch.bfloat16 if config.optimizer.bf16 else None
     target = FrozenTarget(directory, dtype=dtype, device=state.device)
     max_length = config.data.max_length
-    turns, held_turns = split_turns(config, tokens.tokenizer)
-    train_documents = documents(turns, max_length)
+    corpus, held_turns = read_corpus(config, tokens, state)
     held_documents = documents(held_turns, max_length)[: config.validation.documents]
     # Spread over the held-out turns, whose order may follow their sources.
     stride = max(1, len(held_turns) // config.validation.prompts)
-    prompts = [turn.prompt_ids for turn in held_turns[::stride][: config.validation.prompts]]
+    prompts = [
+        turn.prompt_ids.tolist() for turn in held_turns[::stride][: config.validation.prompts]
+    ]
     fits = max_length - config.validation.max_new_tokens
     folder = config.data.offline or config.output
     greedy = greedy_continuations(
@@ -69,54 +75,78 @@ def prepare(config: TrainConfig, state: PartialState) -> Prepared:
         config.validation.max_new_tokens,
         folder / "greedy.json",
     )
-    output, vocabulary_file = _output_layer(config, target, train_documents, tokens)
+    output, vocabulary_file = _output_layer(config, target, corpus, tokens)
     draft_output = output if output.local_ids is not None else None
     if config.validation.draft_vocabulary:
         draft_output = OutputLayer.restricted(
             target.output_weight, _listed(config.validation.draft_vocabulary, tokens)
         )
+    train: Sequence[Document] = corpus
     if config.data.offline:
-        train_documents = _stored(folder / "train", train_documents, target, state)
+        train = _stored(folder / "train", corpus, target, state)
+    held_out = _stored(folder / "held_out", held_documents, target, state)
+    continued = _stored(folder / "greedy", greedy, target, state)
+    if config.data.offline:
+        target.unload()
+    listed = output.listed()
     return Prepared(
         target,
-        [in_vocabulary(document, output) for document in train_documents],
-        _stored(folder / "held_out", held_documents, target, state),
-        _stored(folder / "greedy", greedy, target, state),
+        Changed(train, lambda _, document: in_vocabulary(document, listed)),
+        held_out,
+        continued,
         output,
         draft_output,
         vocabulary_file,
     )
 
 
-def split_turns(config: TrainConfig, tokenizer: Any) -> tuple[list[Turn], list[Turn]]:
-    """Turns to train on and held-out turns; no conversation is in both.
+def read_corpus(
+    config: TrainConfig, target: Target, state: PartialState
+) -> tuple[Corpus, list[Turn]]:
+    """Documents to train on, and held-out turns; no conversation is in both.
 
     Raises:
-        FastMTPError: nothing is held out.
+        FastMTPError: nothing is held out, or nothing is left to train on.
     """
-    turns = list(read_turns(config.data.train, tokenizer))
-    if config.validation.data:
-        held_out = list(read_turns(config.validation.data, tokenizer))
-    else:
-        fraction = config.validation.fraction
-        held_out = [turn for turn in turns if is_held_out(turn.conversation, fraction)]
+    skipped: list[str] = []
+    validation = config.validation
+    held_out = list(read_turns(validation.data, target, skipped.append))
+    elsewhere = {turn.conversation for turn in held_out}
+    fraction = 0.0 if validation.data else validation.fraction
+    count = len(held_out)
+
+    def to_train() -> Iterator[Turn]:
+        nonlocal count
+        for turn in read_turns(config.data.train, target, skipped.append):
+            count += 1
+            if is_held_out(turn.conversation, fraction):
+                held_out.append(turn)
+            elif turn.conversation not in elsewhere:
+                yield turn
+
+    try:
+        corpus = documents(to_train(), config.data.max_length)
+    finally:
+        for line in skipped[:_SHOWN]:
+            state.print(f"left out: {line}")
+        if len(skipped) > _SHOWN:
+            state.print(f"left out: {len(skipped) - _SHOWN:,} more")
     if not held_out:
         raise FastMTPError(
-            f"none of {len(turns)} turns is held out for validation: give validation.data, or a "
+            f"none of {count} turns is held out for validation: give validation.data, or a "
             "higher validation.fraction."
         )
-    conversations = {turn.conversation for turn in held_out}
-    return [turn for turn in turns if turn.conversation not in conversations], held_out
+    return corpus, held_out
 
 
 def _output_layer(
-    config: TrainConfig, target: FrozenTarget, train: list[Document], tokens: Any
+    config: TrainConfig, target: FrozenTarget, train: Corpus, tokens: Target
 ) -> tuple[OutputLayer, Path | None]:
     name = config.vocabulary.output
     if name == "full":
         return OutputLayer(target.output_weight), None
     if name == "data":
-        seen = torch.cat([document.input_ids[document.counted] for document in train]).unique()
+        seen = train.counted_ids(tokens.vocab_size)
         needed = torch.tensor(sorted(union(required_ids(tokens))))
         return OutputLayer.restricted(
             target.output_weight, torch.cat((seen, needed)).unique().to(target.device)
@@ -124,7 +154,7 @@ def _output_layer(
     return OutputLayer.restricted(target.output_weight, _listed(Path(name), tokens)), Path(name)
 
 
-def _listed(path: Path, tokens: Any) -> torch.Tensor:
+def _listed(path: Path, tokens: Target) -> torch.Tensor:
     """All ids of a draft vocabulary file, int64, sorted."""
     vocabulary = DraftVocabulary.load(
         path, vocab_size=tokens.vocab_size, tokenizer_fingerprint=tokens.fingerprint
@@ -133,8 +163,8 @@ def _listed(path: Path, tokens: Any) -> torch.Tensor:
 
 
 def _stored(
-    folder: Path, plain: list[Document], target: FrozenTarget, state: PartialState
-) -> list[Document]:
+    folder: Path, plain: Sequence[Document], target: FrozenTarget, state: PartialState
+) -> Sequence[Document]:
     def progress(done: int, total: int) -> None:
         state.print(f"hidden states in {folder}: {done:,} of {total:,} tokens", flush=True)
 

@@ -2,24 +2,27 @@
 
 A record is one answered turn: `prompt_ids` as the target was given them and `answer_ids` as it
 answered. Only answers count. A turn whose prompt repeats an earlier turn of the same conversation
-joins its document, so that nothing is run twice. Records with `messages` alone (from elsewhere) are
-tokenized with the chat template; which tokens the assistant wrote is asked of the template or
-derived by rendering turn by turn, and if neither works that is an error.
+joins its document, so that nothing is run twice. Records with `messages` or another spelling of a
+conversation (`files.conversations`) are tokenized with the chat template, see `answers`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
+from fastmtp_sglang.distill.records import record_files
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.training.packing import Document
+from fastmtp_sglang.files.conversations import FIELDS, BadRowError, read_chat
+from fastmtp_sglang.training.answers import answered
+from fastmtp_sglang.training.corpus import Corpus, Spans
+from fastmtp_sglang.vocabulary.target import Target
 
 
 @dataclass(frozen=True)
@@ -28,63 +31,69 @@ class Turn:
 
     Attributes:
         conversation: what is held out together.
-        prompt_ids: token ids up to the answer.
-        answer_ids: the target's answer, its stop token included.
+        prompt_ids: int32, token ids up to the answer.
+        answer_ids: int32, the target's answer, its stop token included.
     """
 
     conversation: str
-    prompt_ids: list[int]
-    answer_ids: list[int]
+    prompt_ids: np.ndarray
+    answer_ids: np.ndarray
 
 
-def read_turns(paths: Sequence[Path], tokenizer: Any) -> Iterator[Turn]:
-    """Read record files, or the `*.jsonl` files of folders in the order of their names.
+def read_turns(
+    paths: Sequence[Path], target: Target, skipped: Callable[[str], None]
+) -> Iterator[Turn]:
+    """Read record files, or the shards of folders in the order of their names.
 
     Args:
         paths: files and folders.
-        tokenizer: of the target; only records without token ids need it.
+        target: its tokenizer is needed for records without token ids.
+        skipped: receives file, line and reason of each conversation that cannot be trained on.
 
     Raises:
         FastMTPError: a path is missing, a line is no record, or a mask cannot be derived.
     """
-    for path in _files(paths):
-        with path.open(encoding="utf-8") as lines:
+    for path in record_files(paths):
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield from _turns_of(line, f"{path}, line {number}", tokenizer)
+                if not line.strip():
+                    continue
+                place = f"{path}, line {number}"
+                try:
+                    yield from _turns_of(line, place, target)
+                except BadRowError as error:
+                    skipped(f"{place}: the conversation {error}")
 
 
-def documents(turns: Iterator[Turn] | Sequence[Turn], max_length: int) -> list[Document]:
+def documents(turns: Iterable[Turn], max_length: int) -> Corpus:
     """Join turns of a conversation, cut to `max_length`, drop what holds no answer token.
 
     Raises:
         FastMTPError: nothing is left.
     """
-    joined: list[tuple[list[int], list[tuple[int, int]]]] = []
+    corpus = Corpus()
+    # Of the document that may still grow.
+    ids = np.zeros(0, dtype=np.int32)
+    spans: Spans = []
     open_conversation = None
     for turn in turns:
-        span = (len(turn.prompt_ids), len(turn.prompt_ids) + len(turn.answer_ids))
-        ids = turn.prompt_ids + turn.answer_ids
-        if open_conversation == turn.conversation:
-            before, spans = joined[-1]
-            if turn.prompt_ids[: len(before)] == before:
-                joined[-1] = (ids, [*spans, span])
-                continue
-        open_conversation = turn.conversation
-        joined.append((ids, [span]))
-    found = []
-    for ids, spans in joined:
-        counted = torch.zeros(len(ids), dtype=torch.bool)
-        for start, end in spans:
-            counted[start:end] = True
-        if counted[:max_length].any():
-            found.append(Document(torch.tensor(ids[:max_length]), counted[:max_length]))
-    if not found:
+        begin, end = len(turn.prompt_ids), len(turn.prompt_ids) + len(turn.answer_ids)
+        goes_on = open_conversation == turn.conversation and np.array_equal(
+            turn.prompt_ids[: len(ids)], ids
+        )
+        if not goes_on:
+            _append(corpus, ids, spans, max_length)
+            spans = []
+            open_conversation = turn.conversation
+        ids = np.concatenate((turn.prompt_ids, turn.answer_ids))
+        spans.append((begin, end))
+    _append(corpus, ids, spans, max_length)
+    if not len(corpus):
         raise FastMTPError(
             f"no record holds an answer token within the first {max_length} tokens: check the data "
             "and data.max_length."
         )
-    return found
+    return corpus
 
 
 def is_held_out(conversation: str, fraction: float) -> bool:
@@ -93,88 +102,39 @@ def is_held_out(conversation: str, fraction: float) -> bool:
     return number < fraction * 2**64
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        found = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-        if not found:
-            reason = "holds no *.jsonl file" if path.is_dir() else "does not exist"
-            raise FastMTPError(f"training data {path} {reason}.")
-        files += found
-    return files
+def _append(corpus: Corpus, ids: np.ndarray, spans: Spans, max_length: int) -> None:
+    within = [(begin, min(end, max_length)) for begin, end in spans if begin < max_length]
+    if any(begin < end for begin, end in within):
+        corpus.append(ids[:max_length], within)
 
 
-def _turns_of(line: str, place: str, tokenizer: Any) -> list[Turn]:
+def _turns_of(line: bytes, place: str, target: Target) -> list[Turn]:
     try:
         record = json.loads(line)
-        conversation = str(record.get("conversation", record.get("id", place)))
+        if not isinstance(record, dict):
+            raise TypeError(f"it is a {type(record).__name__}")
+        names = [record.get("conversation"), record.get("id"), place]
+        conversation = next(str(name) for name in names if name is not None)
         if "prompt_ids" in record:
-            turn = Turn(conversation, list(record["prompt_ids"]), list(record["answer_ids"]))
-            if not all(type(i) is int and i >= 0 for i in turn.prompt_ids + turn.answer_ids):
-                raise TypeError("prompt_ids and answer_ids must be lists of token ids")
-            return [turn]
-        messages = record["messages"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            prompt, answer = (
+                _token_ids(record[key], target.vocab_size) for key in ("prompt_ids", "answer_ids")
+            )
+            return [Turn(conversation, prompt, answer)]
+        if not any(field in record for field in FIELDS):
+            raise KeyError(f"it has the fields {', '.join(record)}")
+    except (ValueError, TypeError, KeyError) as error:
         raise FastMTPError(
             f"{place} is no record: {error}. Expected prompt_ids and answer_ids, or messages."
         ) from error
-    return _answered(messages, conversation, place, tokenizer)
+    ids, spans = answered(read_chat(record), target.tokenizer, place)
+    whole = np.array(ids, dtype=np.int32)
+    return [Turn(conversation, whole[:begin], whole[begin:end]) for begin, end in spans]
 
 
-def _answered(
-    messages: list[dict[str, str]], conversation: str, place: str, tokenizer: Any
-) -> list[Turn]:
-    if "{% generation" in (tokenizer.get_chat_template() or "").replace("{%-", "{%"):
-        rendered = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        spans = _spans(rendered["assistant_masks"])
-        ids = rendered["input_ids"]
-    else:
-        ids, spans = _rendered_turn_by_turn(messages, place, tokenizer)
-    if not spans:
-        raise FastMTPError(
-            f"{place}: the chat template marks no token as the assistant's, so nothing could be "
-            "trained. Give records with prompt_ids and answer_ids (`fastmtp distill`)."
-        )
-    return [Turn(conversation, ids[:start], ids[start:end]) for start, end in spans]
-
-
-def _spans(mask: Sequence[int]) -> list[tuple[int, int]]:
-    edges = [i for i, (a, b) in enumerate(zip([0, *mask], [*mask, 0], strict=True)) if a != b]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _rendered_turn_by_turn(
-    messages: list[dict[str, str]], place: str, tokenizer: Any
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of the conversation up to the last answer, and where the answers lie.
-
-    The template must only ever append: what it renders up to a turn is a prefix of what it renders
-    with the answer, up to and including the stop token. Anything after that (a line break) is the
-    template's, not the assistant's.
-    """
-
-    def render(count: int, prompt: bool) -> list[int]:
-        return tokenizer.apply_chat_template(
-            messages[:count], tokenize=True, return_dict=False, add_generation_prompt=prompt
-        )
-
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt, whole = render(index, True), render(index + 1, False)
-        answer = whole[len(prompt) :]
-        appends = whole[: len(prompt)] == prompt and whole[: len(ids)] == ids
-        if not appends or tokenizer.eos_token_id not in answer:
-            raise FastMTPError(
-                f"{place}: which tokens the assistant wrote cannot be derived from the chat "
-                "template (it changes earlier turns, or ends none with the end-of-text token). "
-                "Use a template with {% generation %}, or records with prompt_ids and answer_ids."
-            )
-        end = len(prompt) + answer.index(tokenizer.eos_token_id) + 1
-        ids = whole[:end]
-        spans.append((len(prompt), end))
-    return ids, spans
+def _token_ids(ids: Any, vocab_size: int) -> np.ndarray:
+    # Not True, which is an int too; and in C, for there are hundreds of millions.
+    if not isinstance(ids, list) or set(map(type, ids)) - {int} or min(ids, default=0) < 0:
+        raise TypeError("prompt_ids and answer_ids must be lists of token ids")
+    if ids and max(ids) >= vocab_size:
+        raise ValueError(f"the id {max(ids)} is outside the target's vocabulary of {vocab_size}")
+    return np.array(ids, dtype=np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +11,54 @@ from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.lock import sole_writer
+from fastmtp_sglang.training.checkpoints import CheckpointClock, CheckpointFolder
 from fastmtp_sglang.training.config import OptimizerSection, TrainConfig
 from fastmtp_sglang.training.export import write_head
 from fastmtp_sglang.training.liger import choose_loss
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
 from fastmtp_sglang.training.prepare import Prepared, prepare
+from fastmtp_sglang.training.run_folder import check_settings
 from fastmtp_sglang.training.start import starting_head
 from fastmtp_sglang.training.trainer import ChainTrainer
 from fastmtp_sglang.training.validation import free_running, teacher_forced
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> Path:
-    """Train a head and write it to `config.output / "head"`.
+def train(config: TrainConfig) -> Path:
+    """Train a head and write it to `config.output / "head"`, or go on with doing so.
 
     Args:
         config: of the run.
-        resume: go on from the last checkpoint in `config.output`.
 
     Returns:
         The head directory.
 
     Raises:
-        FastMTPError: something in the configuration, the data or the target does not fit.
+        FastMTPError: something in the configuration, the data or the target does not fit, or the
+            output holds a run of other settings.
     """
-    head_directory = config.output / "head"
-    if head_directory.exists():
-        raise FastMTPError(f"output {head_directory} exists already: that run is complete.")
-    checkpoint = get_last_checkpoint(str(config.output)) if config.output.is_dir() else None
-    if checkpoint and not resume:
-        raise FastMTPError(
-            f"output {config.output} holds {Path(checkpoint).name} of an earlier run: go on with "
-            "--resume, or choose another folder."
-        )
     # Without `cpu` accelerate sees one process on a machine without GPUs, however many there are.
     state = PartialState(cpu=not torch.cuda.is_available())
+    with sole_writer(config.output, "fastmtp train") if state.is_main_process else nullcontext():
+        return _go_on(config, state)
+
+
+def _go_on(config: TrainConfig, state: PartialState) -> Path:
+    head_directory = config.output / "head"
+    checkpoints = CheckpointFolder(config.output)
     # Prompts, greedy continuations and hidden states are made by one process and read by the rest.
     with state.main_process_first():
+        if state.is_main_process:
+            check_settings(config)
+            checkpoints.recover(state.print)
+        if head_directory.exists():
+            state.print(f"{head_directory} is there already: that run is complete")
+            return head_directory
+        checkpoint = checkpoints.newest()
+        if checkpoint:
+            state.print(f"going on after {checkpoint}")
         prepared = prepare(config, state)
         head = starting_head(
             config.head.start,
@@ -67,12 +77,13 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         prepared.train,
         num_steps=config.head.num_steps,
         beta=loss.beta,
+        clock=CheckpointClock(60 * config.save_minutes),
         validate=lambda trained: validate(trained, prepared, config.head.num_steps),
     )
     if state.is_main_process:
         writer = SummaryWriter(str(config.output / "tensorboard"))
         trainer.add_callback(TensorBoardCallback(writer))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     metrics = trainer.final_metrics()
     # Of FSDP's shards a whole: every rank takes part, the first one writes.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -122,12 +133,9 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
     per_forward = _documents_per_forward(optimizer, world_size)
     every: dict[str, Any] = {
         "eval_strategy": "steps" if config.validation.every else "epoch",
-        "save_strategy": "steps" if config.save_every else "epoch",
     }
     if config.validation.every:
         every["eval_steps"] = config.validation.every
-    if config.save_every:
-        every["save_steps"] = config.save_every
     return TrainingArguments(
         output_dir=str(config.output),
         # In every line of the log: how it grew with the tokens.
@@ -147,6 +155,8 @@ def training_arguments(config: TrainConfig, world_size: int) -> TrainingArgument
         use_cpu=not torch.cuda.is_available(),
         seed=optimizer.seed,
         logging_steps=config.log_every,
+        # `CheckpointClock` saves.
+        save_strategy="no",
         save_total_limit=config.keep_checkpoints,
         report_to=[],
         remove_unused_columns=False,

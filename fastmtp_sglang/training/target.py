@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwe
 from transformers.utils import logging
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.tensors import read_header, tensor_files
 
 _EMBEDDING = "model.embed_tokens.weight"
 _OUTPUT = "lm_head.weight"
@@ -79,6 +80,10 @@ class FrozenTarget:
             logging.set_verbosity(verbosity)
         return model.to(self.device).eval().requires_grad_(False)
 
+    def unload(self) -> None:
+        """Drop the whole model, where only embedding and output layer are used from now on."""
+        self.__dict__.pop("model", None)
+
     @torch.no_grad()
     def packed_hidden_states(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """Hidden states [S, D] of documents packed end to end, ids int64 [S].
@@ -105,17 +110,26 @@ class FrozenTarget:
 
     @cached_property
     def digest(self) -> str:
-        """What identifies the weights: configuration, and the beginning of every tensor."""
-        sums = hashlib.sha256((self.directory / "config.json").read_bytes())
-        for file in sorted(self.directory.glob("*.safetensors")):
-            with file.open("rb") as opened:
-                size = int.from_bytes(opened.read(8), "little")
-                header = json.loads(opened.read(size))
-                for name in sorted(header.keys() - {"__metadata__"}):
-                    start, end = header[name]["data_offsets"]
-                    opened.seek(8 + size + start)
-                    sums.update(name.encode() + opened.read(min(end - start, _DIGEST_BYTES)))
-        return f"sha256:{sums.hexdigest()}"
+        """See `target_digest`."""
+        return target_digest(self.directory)
+
+
+def target_digest(directory: Path) -> str:
+    """What identifies a target's weights: its configuration, and the beginning of every tensor.
+
+    Raises:
+        FastMTPError: the directory is no checkpoint.
+    """
+    files = checkpoint_files(directory)
+    sums = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(set(files.values())):
+        header, begin = read_header(path)
+        with path.open("rb") as opened:
+            for name in sorted(name for name, holder in files.items() if holder == path):
+                start, end = header[name]["data_offsets"]
+                opened.seek(begin + start)
+                sums.update(name.encode() + opened.read(min(end - start, _DIGEST_BYTES)))
+    return f"sha256:{sums.hexdigest()}"
 
 
 def target_config(directory: Path) -> PreTrainedConfig:
@@ -137,16 +151,13 @@ def target_config(directory: Path) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(directory)
 
 
-def tensor_files(directory: Path) -> dict[str, Path]:
+def checkpoint_files(directory: Path) -> dict[str, Path]:
     """Name of every tensor of a checkpoint -> the safetensors file that holds it.
 
     Raises:
-        FastMTPError: the directory holds no safetensors file.
+        FastMTPError: the directory holds no safetensors file, or a damaged one.
     """
-    files = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, "pt") as opened:
-            files.update(dict.fromkeys(opened.keys(), path))
+    files = tensor_files(directory)
     if not files:
         raise FastMTPError(f"target {directory} holds no .safetensors file.")
     return files
@@ -160,7 +171,7 @@ def load_tensors(
     Raises:
         FastMTPError: one of `names` is neither there nor `optional`.
     """
-    files = tensor_files(directory)
+    files = checkpoint_files(directory)
     missing = [name for name in names if name not in files and name not in optional]
     if missing:
         raise FastMTPError(f"target {directory} has no tensor {', '.join(missing[:3])}.")

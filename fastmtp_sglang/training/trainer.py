@@ -2,19 +2,21 @@
 
 The loss of an optimizer step is sum_k alpha_k * (sum of step k's loss over all labels of the whole
 accumulated batch, on all ranks) / (number of those labels). So the gradient does not depend on how
-the batch was split.
+the batch was split. Checkpoints are saved by `checkpoints`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from fastmtp_sglang.training.checkpoints import CheckpointClock, CheckpointFolder
 from fastmtp_sglang.training.loss import step_weights
 from fastmtp_sglang.training.model import ChainHead
 from fastmtp_sglang.training.packing import Document, pack
@@ -55,6 +57,7 @@ class ChainTrainer(Trainer):
         documents: what is trained on.
         num_steps: K.
         beta: weight ratio of consecutive steps.
+        clock: says when to save.
         validate: called in the place of Trainer's evaluation loop; its metrics are logged.
     """
 
@@ -66,6 +69,7 @@ class ChainTrainer(Trainer):
         *,
         num_steps: int,
         beta: float,
+        clock: CheckpointClock | None = None,
         validate: Validate | None = None,
     ) -> None:
         # Whole batches: the shuffled order then depends on the batch size, not on its split.
@@ -78,7 +82,10 @@ class ChainTrainer(Trainer):
             # Only its presence matters: `evaluate` is ours.
             eval_dataset=data if validate else None,
             data_collator=lambda group: pack(group, num_steps),
+            callbacks=[clock] if clock else [],
         )
+        self._clock = clock
+        self._checkpoints = CheckpointFolder(Path(args.output_dir))
         # Our loss is already normalized over the accumulated batch.
         self.loss_is_scaled_for_ga = True
         self._weights = step_weights(beta, num_steps)
@@ -139,6 +146,10 @@ class ChainTrainer(Trainer):
     ) -> dict[str, float]:
         """Run our validation on every rank: all do the same, so that none waits for another."""
         begin = time.monotonic()
+        if self._clock and self._clock.is_due(self.args, share=0.5):
+            # It may take minutes, and what was learned before it must not be lost meanwhile.
+            self._save_checkpoint(self.model, trial=None)
+            self._clock.restart()
         metrics = self._measure(metric_key_prefix)
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
@@ -146,6 +157,17 @@ class ChainTrainer(Trainer):
         )
         self._since += time.monotonic() - begin
         return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes a checkpoint; `_save_checkpoint` puts it where it belongs."""
+        return str(self._checkpoints.staging)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # every rank has a file in it
+        if self.is_world_process_zero():
+            self._checkpoints.put_in_place(self.state.global_step, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
 
     def final_metrics(self) -> dict[str, float]:
         """The metrics of the last step, measured now if they were not."""

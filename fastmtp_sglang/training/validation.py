@@ -9,8 +9,8 @@ drafts which would reach past the last token of a continuation are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,14 +48,15 @@ class TeacherForced:
 
 @torch.no_grad()
 def teacher_forced(
-    head: torch.nn.Module, documents: list[Document], output: OutputLayer, num_steps: int
+    head: torch.nn.Module, documents: Sequence[Document], output: OutputLayer, num_steps: int
 ) -> TeacherForced:
     """Measure on text. `head` is a `ChainHead`, maybe wrapped; `output` is what it trains with."""
     sums = torch.zeros(num_steps, dtype=torch.float64)
     correct, counts, everything = torch.zeros(3, num_steps, dtype=torch.int64)
+    listed = output.listed()
     for group in _batches(documents):
         everything += pack(group, num_steps)["counts"]
-        batch = pack([in_vocabulary(document, output) for document in group], num_steps)
+        batch = pack([in_vocabulary(document, listed) for document in group], num_steps)
         found = head(**_to(batch, output.weight.device))
         sums += found["sums"].cpu()
         correct += found["correct"].cpu()
@@ -67,7 +68,7 @@ def teacher_forced(
 
 @torch.no_grad()
 def free_running(
-    head: torch.nn.Module, documents: list[Document], output: OutputLayer, num_steps: int
+    head: torch.nn.Module, documents: Sequence[Document], output: OutputLayer, num_steps: int
 ) -> FreeRunning:
     """Walk over greedy continuations (`greedy.greedy_continuations`), drafting with `output`."""
     lengths: list[int] = []
@@ -118,15 +119,14 @@ def walk(document: Document, accepted: dict[int, int], num_steps: int) -> list[i
     return found
 
 
-def in_vocabulary(document: Document, output: OutputLayer) -> Document:
-    """Do not count tokens that the output layer cannot score."""
-    if output.local_ids is None:
+def in_vocabulary(document: Document, listed: torch.Tensor | None) -> Document:
+    """Do not count tokens that the output layer cannot score (`OutputLayer.listed`)."""
+    if listed is None:
         return document
-    listed = output.local_ids.cpu()[document.input_ids] >= 0
-    return Document(document.input_ids, document.counted & listed, document.hidden_states)
+    return replace(document, counted=document.counted & listed[document.input_ids])
 
 
-def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
     for start in range(0, len(documents), _DOCUMENTS_PER_FORWARD):
         yield documents[start : start + _DOCUMENTS_PER_FORWARD]
 

@@ -58,18 +58,19 @@ def test_prompt_is_what_serving_renders(chat, target):
     assert text.endswith("<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize("writes_bos", [True, False])
-def test_bos_exactly_once(tokenizer_with, writes_bos):
+def test_bos_is_the_templates_alone(tokenizer_with, writes_bos, adds_bos):
+    """As SGLang's chat endpoint, `fastmtp train` and `bench`: `apply_chat_template`."""
     template = LLAMA3 if writes_bos else LLAMA3.replace("{{ bos_token }}", "")
-    ids = ChatTemplate(tokenizer_with(template, adds_bos=True), "m").prompt_ids(TALK)
-    assert ids[0] == 0
-    assert ids.count(0) == 1
-
-
-def test_no_bos_for_a_tokenizer_that_adds_none(tokenizer_with):
-    template = LLAMA3.replace("{{ bos_token }}", "")
-    ids = ChatTemplate(tokenizer_with(template), "m").prompt_ids(TALK)
-    assert 0 not in ids
+    tokenizer = tokenizer_with(template, adds_bos=adds_bos)
+    tokenizer.bos_token = "<|endoftext|>"
+    ids = ChatTemplate(tokenizer, "m").prompt_ids(TALK)
+    assert ids.count(0) == int(writes_bos)
+    messages = [message.model_dump() for message in TALK]
+    assert ids == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
 
 
 def test_user_turn_begins_where_the_users_words_do(chat):

@@ -127,6 +127,33 @@ def test_scripts_without_spaces_are_compared_by_character():
     assert len(shingles("春天来了花开了鸟也叫了")) > 5
 
 
+EVALUATED = [
+    "What is the capital of France?",
+    "Why?",
+    sentence(3, 40),
+    "中国的首都是哪里?",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_held"),
+    [
+        ("what is the CAPITAL of France", True),
+        ("Hey, tell me what is the capital of France, please", True),
+        ("你好, 请问中国的首都是哪里", True),
+        ("What is the capital of Spain?", False),
+        ("Why", True),
+        ("I see. Why? Tell me.", True),
+        ("I know why birds sing", False),
+        (f"He asked: {sentence(3, 40)[30:180]}", True),
+        ("?", False),
+        ("", False),
+    ],
+)
+def test_prompts_of_an_evaluation_inside_other_texts(text, is_held):
+    assert Contamination(EVALUATED).holds(text) is is_held
+
+
 def test_contamination():
     short, long = "Name a fruit.", sentence(3, 40)
     evaluation = Contamination([short, long])
@@ -173,6 +200,22 @@ def test_evaluations_are_excluded(clean, make, tmp_path):
     kept, report, _ = clean(records, "--exclude", str(tmp_path / "evaluation.jsonl"))
     assert [record["id"] for record in kept] == ["p/1/0/0"]
     assert report["dropped"]["part of an evaluation"]["records"] == 1
+
+
+@pytest.mark.parametrize("place", ["system", "history", "answer", "prompt"])
+def test_evaluations_are_excluded_wherever_they_stand(clean, make, tmp_path, place):
+    evaluation = tmp_path / "evaluation.jsonl"
+    evaluation.write_text(json.dumps({"prompt": "What is the capital of France?"}) + "\n")
+    quoted = "They asked me what is the capital of France"
+    said = {"system": "Be brief.", "history": "Hello", "prompt": "question 1"}
+    roles = {"system": "system", "history": "user", "prompt": "user"}
+    texts = said | {place: quoted}
+    answer = f"{sentence(1)} {quoted}" if place == "answer" else sentence(1)
+    messages = [{"role": roles[name], "content": texts[name]} for name in roles]
+    messages.insert(2, {"role": "assistant", "content": "Hi"})
+    records = [make(0, answer, messages=messages), make(1, sentence(2))]
+    kept, _, _ = clean(records, "--exclude", str(evaluation))
+    assert [record["id"] for record in kept] == ["p/1/0/0"]
 
 
 def test_turns_after_a_dropped_one_go_too(clean, make):

@@ -11,7 +11,7 @@ import pytest
 
 from fastmtp_sglang.distill.prompts import open_prompts
 from fastmtp_sglang.distill.session import Job, Link, hold
-from fastmtp_sglang.distill.store import Store
+from fastmtp_sglang.distill.store import Store, read_manifest
 from fastmtp_sglang.errors import FastMTPError
 
 
@@ -209,6 +209,64 @@ def test_refused_request_is_counted_and_the_others_go_on(run, endpoint, prompts)
     progress, counts = run(endpoint.url, prompts=[prompts(*rows)])
     assert (counts.answers, counts.skipped) == (3, {"failed": 1})
     assert (progress.conversations, progress.dropped) == (4, 1)
+
+
+def test_failed_requests_are_asked_again_by_the_same_command(
+    run, endpoint, prompts, tmp_path, read_lines
+):
+    path = prompts(*({"turns": [f"first {i}", f"second {i}"]} for i in range(4)))
+    usual = endpoint.generate
+
+    def outage(body):
+        asked = target_text(endpoint, body)
+        return (400, {"error": "no"}) if "second 1" in asked or "first 3" in asked else usual(body)
+
+    endpoint.generate = outage
+    _, counts = run(endpoint.url, prompts=[path])
+    assert (counts.answers, counts.skipped) == (5, {"failed": 2})
+    assert not read_manifest(tmp_path / "out").complete
+    _, counts = run(endpoint.url, prompts=[path])  # the outage lasts
+    assert (counts.answers, counts.skipped) == (5, {"failed": 2})
+    endpoint.generate = usual
+    progress, counts = run(endpoint.url, prompts=[path])
+    assert (counts.answers, counts.skipped) == (8, {})
+    assert (progress.conversations, progress.dropped) == (4, 0)
+    assert len(read_lines(tmp_path / "out")) == 8
+    assert max(endpoint.prompts().values()) == 1
+    assert read_manifest(tmp_path / "out").complete
+
+
+def target_text(endpoint, body) -> str:
+    return endpoint.target.tokenizer.decode(body["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"output_ids": [5, 49152, 2]},
+        {"output_ids": [5, -1, 2]},
+        {"output_ids": [5, "x", 2]},
+        {"finish_reason": {"type": "stop", "matched": "NaN happened"}},
+    ],
+    ids=["outside", "negative", "text", "NaN"],
+)
+def test_answers_that_cannot_be_trained_on_are_failed_requests(run, endpoint, prompts, wrong):
+    meta = {"prompt_tokens": None, "finish_reason": {"type": "stop", "matched": 2}}
+    usual = endpoint.generate
+
+    def broken(body):
+        if "question 1" not in target_text(endpoint, body):
+            return usual(body)
+        content = {"output_ids": [5, 2], **wrong}
+        told = meta | {"prompt_tokens": len(body["input_ids"])}
+        if "finish_reason" in content:
+            told["finish_reason"] = content.pop("finish_reason")
+        return 200, {**content, "meta_info": told}
+
+    endpoint.generate = broken
+    rows = [{"prompt": f"question {i}"} for i in range(3)]
+    _, counts = run(endpoint.url, prompts=[prompts(*rows)])
+    assert (counts.answers, counts.skipped) == (2, {"failed": 1})
 
 
 def test_going_on_asks_only_what_is_missing(run, endpoint, prompts, tmp_path, read_lines):

@@ -64,7 +64,7 @@ def test_going_on_after_a_torn_write(opened, record, tmp_path, read_lines):
         for index in range(4):
             store.add(record(index))
         store.add_prompt("self/0/0/0", "a question")
-        store.skip("p/9/0", 0, "failed", "why")
+        store.skip("p/9/0", 0, "context full", "why")
     out = tmp_path / "out"
     finished = (out / "shard-00000.jsonl").stat()
     for name in ("shard-00001.journal", "prompts.journal", "skipped.journal"):
@@ -72,8 +72,8 @@ def test_going_on_after_a_torn_write(opened, record, tmp_path, read_lines):
             file.write(b'{"id": "torn ' + b"x" * 100_000)
     with opened() as store:
         assert store.counts.answers == 4
-        assert store.counts.skipped == {"failed": 1}
-        assert store.skip_reason("p/9/0") == "failed"
+        assert store.counts.skipped == {"context full": 1}
+        assert store.skip_reason("p/9/0") == "context full"
         assert store.prompt("self/0/0/0") == "a question"
         assert list(store.opening_prompts) == ["a question"]
         assert store.last_record("p/3/0") == record(3)
@@ -157,6 +157,57 @@ def test_foreign_and_damaged_directories_are_refused(opened, record, tmp_path):
     shard.unlink()
     with pytest.raises(FastMTPError, match=r"lacks shard-00000\.jsonl"), opened():
         pass
+
+
+@pytest.mark.parametrize("line", [b"\xff\x00garbage\n", b"[1]\n", b'{"x": 1}\n', b"7\n"])
+@pytest.mark.parametrize("name", ["skipped.journal", "prompts.journal", "shard-00000.journal"])
+def test_garbage_in_a_journal_is_one_line_and_can_be_deleted(opened, record, tmp_path, name, line):
+    with opened() as store:
+        store.add(record(0))
+        store.add_prompt("self/0/0/0", "a question")
+        store.skip("p/9/0", 0, "context full")
+    path = tmp_path / "out" / name
+    good = path.read_bytes()
+    path.write_bytes(good + line + good)
+    with pytest.raises(
+        FastMTPError, match=rf"{name}, byte {len(good)}: .*delete that line"
+    ) as told:
+        opened().__enter__()
+    assert "\n" not in str(told.value)
+    path.write_bytes(good)
+    with opened() as store:
+        assert store.counts.answers == 1
+
+
+def test_a_damaged_shard_may_be_emptied(opened, record, tmp_path, read_lines):
+    with opened() as store:
+        for index in range(4):
+            store.add(record(index))
+    shard = tmp_path / "out" / "shard-00000.jsonl"
+    shard.write_bytes(b"\0" * 100)
+    with pytest.raises(FastMTPError, match=r"shard-00000\.jsonl, byte 0: .*empty the file") as told:
+        opened().__enter__()
+    assert "\n" not in str(told.value)
+    shard.write_bytes(b"")
+    with opened() as store:
+        assert store.last_record("p/0/0") is None  # asked again
+        assert store.last_record("p/3/0") == record(3)
+        for index in range(3):
+            store.add(record(index))
+        store.complete()
+    with opened() as store:
+        assert store.counts.answers == 4
+    assert len(read_lines(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[]"])
+def test_damaged_manifest_is_one_line(opened, tmp_path, content):
+    with opened():
+        pass
+    (tmp_path / "out" / "manifest.json").write_bytes(content)
+    with pytest.raises(FastMTPError, match=r"manifest\.json: not a manifest") as told:
+        opened().__enter__()
+    assert "\n" not in str(told.value)
 
 
 def test_full_disk_keeps_what_is_answered(opened, record, monkeypatch):

@@ -4,7 +4,10 @@ Alone: pytest tests/training/test_export.py
 """
 
 import json
+import os
 import shutil
+import signal
+import sys
 
 import pairs
 import pytest
@@ -105,13 +108,69 @@ def test_merge_refuses_what_does_not_fit(mimo, trained, pair, tmp_path):
     weights = load_file(trained / "model.safetensors")
     weights["final_layernorm.weight"] = torch.ones(65)
     save_file(weights, trained / "model.safetensors")
-    with pytest.raises(FastMTPError, match=r"final_layernorm.weight has shape \[64\].*\[65\]"):
+    with pytest.raises(FastMTPError, match=r"final_layernorm.weight has shape \(65,\).*\(64,\)"):
         merge_head(trained, mimo, tmp_path / "merged")
     # Nothing half-written is left.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trained"]
     (tmp_path / "merged").mkdir()
     with pytest.raises(FastMTPError, match="exists already"):
         merge_head(trained, mimo, tmp_path / "merged")
+
+
+def test_merge_refuses_a_head_of_another_tokenizer(mimo, trained, tmp_path):
+    config = json.loads((trained / "config.json").read_text())
+    config["tokenizer_fingerprint"] = "sha256:0"
+    (trained / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FastMTPError, match=r"made for a tokenizer with fingerprint sha256:0"):
+        merge_head(trained, mimo, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merge_refuses_a_head_with_fewer_tensors(mimo, pair, tmp_path):
+    """A Llama head has no biases: MiMo's would stay as they were."""
+    with pytest.raises(FastMTPError, match=r"no tensor for .*bias of the target .* keep its old"):
+        merge_head(pair.head, mimo, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merge_changes_the_shards_that_the_index_names(mimo, trained, tmp_path):
+    """A file beside the shards, as `consolidated.safetensors`, is not what is served."""
+    target = shutil.copytree(mimo, tmp_path / "target")
+    save_file(all_tensors(mimo), target / "zz-consolidated.safetensors", {"format": "pt"})
+    merge_head(trained, target, tmp_path / "merged")
+    merged = native_head(tmp_path / "merged").state_dict()
+    for name, tensor in load_file(trained / "model.safetensors").items():
+        assert torch.equal(merged[name], tensor.to(torch.bfloat16).float())
+    beside = "zz-consolidated.safetensors"
+    assert (tmp_path / "merged" / beside).read_bytes() == (target / beside).read_bytes()
+
+
+def test_what_a_killed_merge_left_is_removed_by_the_next(mimo, trained, tmp_path):
+    """Killed (SIGKILL) at each file that it copies, then let through."""
+    out = tmp_path / "folder" / "merged"
+    for files in (1, 3, 5):
+        child = os.fork()
+        if not child:
+            left = files
+
+            def count(event, args):
+                nonlocal left
+                if event == "shutil.copyfile":
+                    left -= 1
+                    if not left:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(count)
+            try:
+                merge_head(trained, mimo, out)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+        assert len(list(out.parent.iterdir())) == 1
+    merge_head(trained, mimo, out)
+    assert [path.name for path in out.parent.iterdir()] == ["merged"]
+    assert {path.name for path in out.iterdir()} == {path.name for path in mimo.iterdir()}
 
 
 def test_merge_refuses_a_layer_that_the_target_was_stored_without(mimo, trained, tmp_path):

@@ -5,8 +5,10 @@ Alone: pytest tests/training/test_run.py
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_models as models
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.lock import sole_writer
 from fastmtp_sglang.head.compatibility import check_compatible
 from fastmtp_sglang.servers.server_process import ServerProcess
 from fastmtp_sglang.training.config import TrainConfig
@@ -128,8 +131,6 @@ def test_command_trains_a_head_that_serves(target, records, tmp_path):
     )
     assert exported.exit_code == 0
     assert "accepted, full vocabulary" in (tmp_path / "small" / "README.md").read_text()
-    with pytest.raises(FastMTPError, match="that run is complete"):
-        train(settings(target, records, output), resume=True)
 
 
 @pytest.mark.parametrize("loss", [{}, {"cross_entropy": 0.5, "kl": 0.5}], ids=["ce", "ce and kl"])
@@ -145,26 +146,111 @@ def test_online_run_equals_offline_run(target, records, tmp_path, loss):
         torch.testing.assert_close(tensor, trained["offline"][name], rtol=1e-3, atol=1e-4)
 
 
-def test_interrupted_command_goes_on_only_when_told(target, records, tmp_path):
-    whole = settings(target, records, tmp_path / "whole")
-    whole.data.offline = tmp_path / "states"
-    expected = load_file(train(whole) / "model.safetensors")
+def steps_of(folder):
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
-    cut = settings(target, records, tmp_path / "cut")
-    cut.data.offline = tmp_path / "states"
+
+def same(found, expected):
+    return all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.fixture(scope="module")
+def whole(target, records, tmp_path_factory):
+    """A run that nothing interrupts: its configuration and its head."""
+    config = settings(target, records, tmp_path_factory.mktemp("whole") / "run")
+    config.data.offline = config.output.with_name("states")
+    config.optimizer.epochs = 2
+    return config, load_file(train(config) / "model.safetensors")
+
+
+def test_damaged_checkpoints_are_left_aside_and_the_one_before_goes_on(whole, tmp_path, capsys):
+    config, expected = whole
+    cut = config.model_copy(deep=True)
+    cut.output, cut.save_minutes, cut.keep_checkpoints = tmp_path / "cut", 0, 4
     train(cut)
-    # As after a kill in the third epoch: only what was there by then.
-    steps = sorted(
-        (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
-    )
-    for path in (steps[-1], tmp_path / "cut" / "head"):
-        for file in sorted(path.rglob("*"), reverse=True):
-            file.rmdir() if file.is_dir() else file.unlink()
-        path.rmdir()
-    with pytest.raises(FastMTPError, match=r"holds checkpoint-\d+ .*--resume"):
-        train(cut)
-    resumed = load_file(train(cut, resume=True) / "model.safetensors")
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    shutil.rmtree(tmp_path / "cut" / "head")
+    good, flipped, torn, nameless = steps_of(tmp_path / "cut")
+    content = bytearray((flipped / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (flipped / "model.safetensors").write_bytes(content)
+    os.truncate(torn / "optimizer.pt", 1000)
+    (nameless / "trainer_state.json").unlink()
+    assert same(load_file(train(cut) / "model.safetensors"), expected)
+    said = capsys.readouterr().out
+    assert f"{nameless} is damaged (trainer_state.json is missing)" in said
+    assert f"{torn} is damaged (optimizer.pt has 1000 bytes instead of" in said
+    assert f"{flipped} is damaged (model.safetensors has another SHA-256 sum" in said
+    assert f"going on after {good}" in said
+    assert (tmp_path / "cut" / f"damaged-{torn.name}").is_dir()
+
+
+def test_settings_of_a_run_cannot_change(target, records, tmp_path):
+    config = settings(target, records, tmp_path / "run", save_minutes=0)
+    config.optimizer.epochs = 1
+    assert train(config) == train(config)  # which is complete
+    shutil.rmtree(tmp_path / "run" / "head")
+
+    changed = config.model_copy(deep=True)
+    changed.optimizer.learning_rate = 0.5
+    changed.loss.kl = 1.0
+    with pytest.raises(
+        FastMTPError,
+        match=r"run of other settings: loss.kl was 0.0 and is 1.0; optimizer.learning_rate was "
+        r"0.01 and is 0.5\. Give the same ones",
+    ):
+        train(changed)
+
+    more = tmp_path / "records.jsonl"
+    more.write_text(records.read_text() + records.read_text().splitlines()[0] + "\n")
+    changed = config.model_copy(deep=True)
+    changed.data.train = [more]
+    with pytest.raises(FastMTPError, match=r"data.train was \['records.jsonl \w+'\] and is"):
+        train(changed)
+
+    free = config.model_copy(deep=True)
+    free.optimizer.documents_per_forward = 2
+    free.save_minutes = 5
+    train(free)
+
+
+def test_settings_may_change_before_the_first_step(target, records, tmp_path):
+    config = settings(target, records, tmp_path / "run")
+    config.optimizer.documents_per_forward = 3
+    with pytest.raises(FastMTPError, match="is no multiple of"):
+        train(config)
+    config.optimizer.documents_per_forward = 4
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.max_steps = 1
+    train(config)
+
+
+def test_two_runs_at_once_are_refused(target, records, tmp_path):
+    with (
+        sole_writer(tmp_path / "run", "fastmtp train"),
+        pytest.raises(FastMTPError, match="another `fastmtp train` writes there"),
+    ):
+        train(settings(target, records, tmp_path / "run"))
+
+
+def test_killed_at_any_moment_the_same_command_gives_the_same_head(whole, tmp_path):
+    """Real kills (SIGKILL) at seeded moments: when the run is about to open or rename a file."""
+    uninterrupted, expected = whole
+    config = uninterrupted.model_copy(deep=True)
+    config.output = tmp_path / "run"
+    config.data.offline = tmp_path / "run" / "states"
+    config.save_minutes = 0
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    ran = subprocess.run(
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), path, "7"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert len(json.loads(ran.stdout.splitlines()[-1])) > 5
+    assert same(load_file(tmp_path / "run" / "head" / "model.safetensors"), expected)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not [name for name in left if name.startswith(("damaged-", ".saving", ".head"))]
 
 
 def test_two_processes_train_the_same_head(target, records, tmp_path):

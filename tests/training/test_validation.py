@@ -112,7 +112,7 @@ def test_tokens_outside_the_list_count_as_wrong(pair):
         states = frozen.packed_hidden_states(document.input_ids, [len(document.input_ids)])
         documents.append(Document(document.input_ids, document.counted, states))
     output = OutputLayer.restricted(frozen.output_weight, torch.arange(500))
-    listed = [in_vocabulary(document, output) for document in documents]
+    listed = [in_vocabulary(document, output.listed()) for document in documents]
     assert all(not d.counted[d.input_ids >= 500].any() for d in listed)
     head = pair.chain_head(target=frozen, output=output)
     found = teacher_forced(head, documents, output, STEPS)
