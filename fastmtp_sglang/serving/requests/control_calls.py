@@ -32,7 +32,7 @@ _FAILED = "failed: "
 # Of each forward pass, by /slow_down; the scheduler can be told to stop only between two of them.
 _LONGEST_SLEEP = 60
 # What their other fields hold.
-_NOTHING = {
+_NOTHING: dict[str, object] = {
     "success": False,
     "updated": False,
     "parameter": None,
