@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 from fastmtp_sglang.distill.dedup import Contamination, NearDuplicates
 from fastmtp_sglang.distill.mixing import draw
 from fastmtp_sglang.distill.quality import Limits, problem
-from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
+from fastmtp_sglang.distill.records import MANIFEST, Record, check_record, json_line
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import replacing
+from fastmtp_sglang.files.jsonl import read_jsonl
 
 _EXAMPLES = 5
 NEAR_DUPLICATE = "near duplicate"
@@ -204,25 +205,21 @@ def _read(
 ) -> Iterator[tuple[_Entry, Record]]:
     before = 0
     for number, path in enumerate(files):
-        offset = 0
-        with path.open("rb") as file:
-            for line in file:
-                if line.strip():
-                    record = parse_record(line, f"{path}, byte {offset}")
-                    prefix = names.prefix(number, record.conversation)
-                    entry = _Entry(
-                        file=number,
-                        offset=offset,
-                        id=prefix + record.id,
-                        conversation=prefix + record.conversation,
-                        source=record.source,
-                        tokens=len(record.answer_ids),
-                        renamed=bool(prefix),
-                    )
-                    yield entry, record
-                offset += len(line)
-                on_progress(before + offset)
-        before += offset
+        for row in read_jsonl(path):
+            record = check_record(row.content, row.place)
+            prefix = names.prefix(number, record.conversation)
+            entry = _Entry(
+                file=number,
+                offset=row.start,
+                id=prefix + record.id,
+                conversation=prefix + record.conversation,
+                source=record.source,
+                tokens=len(record.answer_ids),
+                renamed=bool(prefix),
+            )
+            yield entry, record
+            on_progress(before + row.end)
+        before += path.stat().st_size
 
 
 def _mixed(entries: list[_Entry], options: CleanOptions, report: CleanReport) -> list[_Entry]:

@@ -10,7 +10,6 @@ derived by rendering turn by turn, and if neither works that is an error.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.jsonl import read_jsonl
 from fastmtp_sglang.training.packing import Document
 
 
@@ -48,10 +48,8 @@ def read_turns(paths: Sequence[Path], tokenizer: Any) -> Iterator[Turn]:
         FastMTPError: a path is missing, a line is no record, or a mask cannot be derived.
     """
     for path in _files(paths):
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield from _turns_of(line, f"{path}, line {number}", tokenizer)
+        for row in read_jsonl(path):
+            yield from _turns_of(row.content, row.place, tokenizer)
 
 
 def documents(turns: Iterator[Turn] | Sequence[Turn], max_length: int) -> list[Document]:
@@ -96,7 +94,7 @@ def is_held_out(conversation: str, fraction: float) -> bool:
 def _files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
-        found = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+        found = [path] if path.is_file() else sorted(filter(Path.is_file, path.glob("*.jsonl")))
         if not found:
             reason = "holds no *.jsonl file" if path.is_dir() else "does not exist"
             raise FastMTPError(f"training data {path} {reason}.")
@@ -104,9 +102,8 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _turns_of(line: str, place: str, tokenizer: Any) -> list[Turn]:
+def _turns_of(record: Any, place: str, tokenizer: Any) -> list[Turn]:
     try:
-        record = json.loads(line)
         conversation = str(record.get("conversation", record.get("id", place)))
         if "prompt_ids" in record:
             turn = Turn(conversation, list(record["prompt_ids"]), list(record["answer_ids"]))
@@ -114,7 +111,7 @@ def _turns_of(line: str, place: str, tokenizer: Any) -> list[Turn]:
                 raise TypeError("prompt_ids and answer_ids must be lists of token ids")
             return [turn]
         messages = record["messages"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise FastMTPError(
             f"{place} is no record: {error}. Expected prompt_ids and answer_ids, or messages."
         ) from error

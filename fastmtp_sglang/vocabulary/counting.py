@@ -145,12 +145,13 @@ def _languages(document: Document, source: Source, token_scripts: torch.Tensor) 
 
 
 def _check_range(document: Document, vocab_size: int, source: Source, position: int) -> None:
-    if document.ids.size and not 0 <= document.ids.min() <= document.ids.max() < vocab_size:
-        raise FastMTPError(
-            f"source {source.spec}: the document at {position} holds token ids from "
-            f"{document.ids.min()} to {document.ids.max()}, but the target has {vocab_size} rows "
-            "in its head. The ids are of another tokenizer; give the model that wrote them."
-        )
+    for ids in (document.ids, document.prompt_ids):
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise FastMTPError(
+                f"source {source.spec}: the document at {position} holds token ids from "
+                f"{ids.min()} to {ids.max()}, but the target has {vocab_size} rows in its head. "
+                "The ids are of another tokenizer; give the model that wrote them."
+            )
 
 
 def _signature(
