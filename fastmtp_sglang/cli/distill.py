@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -116,6 +117,7 @@ def distill(
     A killed run goes on with the same command: nothing is asked twice, nothing is lost.
     """
     _check_flags(prompts, self_prompt, prompt_starts, endpoint, samples, limit, sglang_flags)
+    check_output_folder("--output", output)
     from rich.console import Console
 
     from fastmtp_sglang.distill.chat import ChatTemplate

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.conversations import BadRowError, Conversation, parse_conversation
+from fastmtp_sglang.files.digest import digest
 from fastmtp_sglang.files.jsonl import read_json, read_jsonl, read_text
 from fastmtp_sglang.files.labels import split_label
 from fastmtp_sglang.vocabulary.sources import DatasetSource
@@ -23,6 +24,7 @@ class PromptSource:
 
     Attributes:
         name: Begins the ids of its records.
+        files: The local files that are read.
         signature: Changes when the rows of an earlier run may be others.
         total: Number of rows, None if unknown.
     """
@@ -40,13 +42,15 @@ class PromptSource:
             self._rows: Any = source.rows
             self._column = source.column
             self.total = source.total
-            self.signature = source.signature
+            self.files = source.files
+            self.signature = f"{source.identity}, {digest(self.files)}"
             self.name = name or Path(source.name).name
         else:
             path = Path(place)
             self._rows = _file_rows(f"{flag} {spec}", path)
             self.total = None
-            self.signature = f"{path.name}, {path.stat().st_size} bytes"
+            self.files = [path]
+            self.signature = f"{path.name}, {digest(self.files)}"
             self.name = name or path.stem
         if "/" in self.name:
             raise FastMTPError(f"{flag} {spec}: the name {self.name} must not hold a slash")

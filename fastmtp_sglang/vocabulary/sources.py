@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -50,13 +51,18 @@ class Source(ABC):
 
     @property
     @abstractmethod
+    def files(self) -> list[Path]:
+        """The local files that are read."""
+
+    @property
+    @abstractmethod
     def total(self) -> int | None:
         """Position of the end, None if unknown."""
 
     @property
-    @abstractmethod
-    def signature(self) -> str:
-        """Changes when positions of an earlier run would no longer fit."""
+    def identity(self) -> str:
+        """What it is, whatever its files hold at the moment."""
+        return json.dumps([self.spec, *map(str, self.files)])
 
     @abstractmethod
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
@@ -100,15 +106,20 @@ def _files(path: Path) -> list[Path]:
         raise FastMTPError(
             f"source {path}: no such file or folder. Data sets are named as {_DATASETS}NAME."
         )
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
-    )
+    files = _all_files(path)
     if not files:
         raise FastMTPError(f"source {path}: the folder holds no files.")
     # A folder of distillation data also holds its settings and reports.
     return [file for file in files if file.suffix == ".jsonl"] or files
+
+
+def _all_files(path: Path) -> list[Path]:
+    """Return the files below a folder, without hidden ones; none where it is no folder."""
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
+    )
 
 
 class _FileSource(Source):
@@ -116,16 +127,16 @@ class _FileSource(Source):
 
     def __init__(self, spec: str, label: str | None, files: list[Path]) -> None:
         super().__init__(spec, label)
-        self.files = files
+        self._files = files
         self.sizes = [file.stat().st_size for file in files]
+
+    @property
+    def files(self) -> list[Path]:
+        return self._files
 
     @property
     def total(self) -> int:
         return sum(self.sizes)
-
-    @property
-    def signature(self) -> str:
-        return json.dumps([[str(file) for file in self.files], self.sizes])
 
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
         before = 0
@@ -261,9 +272,17 @@ class DatasetSource(Source):
         return getattr(self.rows, "num_rows", None)
 
     @property
-    def signature(self) -> str:
+    def identity(self) -> str:
         """Name, options and, where known, the number of rows."""
         return json.dumps([self.spec, self.total])
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that the options or the name of the data set name, where they are local."""
+        given = glob(self.options.get("data_files", ""))
+        return sorted(file for file in map(Path, given) if file.is_file()) or _all_files(
+            Path(self.name)
+        )
 
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
         """Yield the rows from `start` on."""
