@@ -5,7 +5,6 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastmtp_sglang.cli.signals import ending_signals
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.outputs import check_output_folder
 
@@ -199,7 +199,7 @@ async def _until_killed(work: "Coroutine[Any, Any, None]") -> None:
         killed_by.append(number)
         task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ending_signals():
         asyncio.get_running_loop().add_signal_handler(number, cancel, number)
     try:
         await task

@@ -40,7 +40,8 @@ def serve(
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
     from fastmtp_sglang.head.compatibility import check_compatible
-    from fastmtp_sglang.servers.launch import command, require_free_port
+    from fastmtp_sglang.servers.address import require_free_port, require_temporary_folder
+    from fastmtp_sglang.servers.launch import command
 
     arguments = command(
         model,
@@ -54,6 +55,7 @@ def serve(
     print(shlex.join(arguments), flush=True)
     if not dry_run:
         require_free_port(arguments)
+        require_temporary_folder()
         target = Path(arguments[arguments.index("--model-path") + 1])
         if draft is not None and Path(draft).is_dir() and target.is_dir():
             # SGLang would come to it after half a minute, below a traceback.

@@ -4,8 +4,6 @@ Fills in the embedded model's paths and the flags that turn FASTMTP on, and leav
 decision to SGLang and to our plugin inside it.
 """
 
-import errno
-import socket
 from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
@@ -14,7 +12,6 @@ from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers.server_process import launch_prefix
 
 _MODEL_FLAGS = ("--model-path", "--model")
-_SGLANG_PORT = "30000"
 
 
 def command(
@@ -88,39 +85,6 @@ def require_directory(name: str, value: str) -> None:
             f"{name} {value} is not a directory: give an existing one, "
             "or a Hugging Face name such as Qwen/Qwen3-8B"
         )
-
-
-def require_free_port(arguments: list[str]) -> None:
-    """Refuse a port that another server has: SGLang would load the model before it finds out.
-
-    `arguments` are those of `sglang serve`. Raises FastMTPError.
-    """
-    port = _last_value(arguments, "--port")
-    if port is None and _last_value(arguments, "--config") is not None:
-        return  # the file may name one
-    host, port = _last_value(arguments, "--host") or "127.0.0.1", port or _SGLANG_PORT
-    if not port.isdecimal():
-        return  # SGLang says what is wrong with it
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, int(port)), family=family).close()
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
-            raise FastMTPError(
-                f"--port {port} is in use on {host}, maybe by another server: "
-                "choose another with `-- --port N`."
-            ) from error
-
-
-def _last_value(arguments: list[str], flag: str) -> str | None:
-    """What SGLang's parser takes for `flag`: the last one given, in either spelling."""
-    value = None
-    for given, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if given == flag:
-            value = following
-        elif given.startswith(f"{flag}="):
-            value = given.removeprefix(f"{flag}=")
-    return value
 
 
 def _refuse_with_baseline(options: dict[str, object]) -> None:

@@ -150,7 +150,8 @@ def test_the_report_says_what_was_measured(run):
     assert english["sizes"][0]["head_bytes"] == 500 * 64 * 2
     assert english["curve"][-1] == [697, 1.0]
     assert report["always_included"]["bytes"] == 256
-    assert report["tokens"]["counted"]["zh"] > report["tokens"]["held_out"]["zh"] > 0
+    assert report["tokens"]["counted"]["zh"] > 0
+    assert report["tokens"]["held_out"]["zh"] > 0
 
 
 def test_without_a_size_the_recommended_one_is_written(run):
@@ -205,7 +206,7 @@ def test_labels_that_are_never_detected(run, tmp_path: Path, texts):
         ({"sizes": {"fr": 500}}, r"--size fr=\.\.\.: no list of that language is made; there are"),
         ({"languages": ["fr"]}, "--languages fr: no tokens of it were counted"),
         ({"routes": {"fr": "en"}, "size_of_others": 510}, "route from 'fr', which is never"),
-        ({"heldout_share": 0.0}, "'en': none of its 20 documents was held out"),
+        ({"heldout_share": 0.0}, "'en': none of its 14 documents was held out"),
     ],
 )
 def test_refusals(run, options: dict, message: str):
@@ -277,7 +278,7 @@ def test_builder_and_router_agree_on_a_real_tokenizer(
     result = build(
         target,
         [open_source(str(path), target.encode)],
-        BuildOptions(candidates=[], size_of_others=4096),
+        BuildOptions(candidates=[], size_of_others=4096, heldout_share=0.3),
         checkpoint=tmp_path / "counts",
         on_progress=lambda counts: None,
     )

@@ -72,14 +72,14 @@ def test_build_show_and_serve(tmp_path: Path, tiny_folder: Path, tiny: Target, a
     assert report["languages"]["zh"]["written"] == 500
     assert (tmp_path / "v.report.png").read_bytes().startswith(b"\x89PNG")
 
-    shown = run("show", output, "--tokens", 250)
+    shown = run("show", output, "--tokens", 300)
     assert "for 760 rows of head" in shown
     assert tiny.fingerprint in shown
     assert "100.00 %" in shown
     assert "shared ids" in shown
     together = {index for ids in vocabulary.ids.values() for index in ids.tolist()}
     assert f"all lists together: {len(together)} ids" in shown
-    assert "en, 250 tokens:" in shown
+    assert "en, 300 tokens:" in shown
     assert '"\\n"' in shown
     assert '"，' in shown
 
