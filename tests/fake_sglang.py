@@ -5,6 +5,7 @@ chosen with FAKE_* variables: a number of seconds before it is healthy, a death,
 tokens under speculation, missing counters.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -20,7 +21,10 @@ HEALTHY_AT = time.monotonic() + float(os.environ.get("FAKE_SECONDS", "0"))
 
 
 def flag(name: str) -> str:
-    return FLAGS[FLAGS.index(name) + 1]
+    """As argparse takes it: the last one, in either spelling."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(name)
+    return vars(parser.parse_known_args(FLAGS)[0]).popitem()[1]
 
 
 class Handler(BaseHTTPRequestHandler):
