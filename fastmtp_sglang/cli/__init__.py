@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from fastmtp_sglang.cli import bench, data, demo, distill, doctor, export, head, serve, train, vocab
-from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.errors import ERROR, FastMTPError
 
 app = typer.Typer(
     name="fastmtp",
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _end(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"{ERROR}{message}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -39,9 +39,8 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
-    from fastmtp_sglang.head.compatibility import check_compatible
     from fastmtp_sglang.servers.address import require_free_port, require_temporary_folder
-    from fastmtp_sglang.servers.launch import command
+    from fastmtp_sglang.servers.launch import check_speculation, command
 
     arguments = command(
         model,
@@ -56,10 +55,8 @@ def serve(
     if not dry_run:
         require_free_port(arguments)
         require_temporary_folder()
-        target = Path(arguments[arguments.index("--model-path") + 1])
-        if draft is not None and Path(draft).is_dir() and target.is_dir():
-            # SGLang would come to it after half a minute, below a traceback.
-            check_compatible(target, draft)
+        if not no_speculation:
+            check_speculation(arguments)
         os.execvp(arguments[0], arguments)
 
 

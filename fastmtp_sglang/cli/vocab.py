@@ -116,6 +116,9 @@ def import_lists(
 def show(
     file: Annotated[Path, typer.Argument(help="A vocabulary file.")],
     tokens: Annotated[int, typer.Option(help="Tokens to print per language, at most 300.")] = 200,
+    model: Annotated[
+        str | None, typer.Option(help="Check that the file is for this model, as serving does.")
+    ] = None,
 ) -> None:
     """Print sizes, overlap, coverage, and some tokens of each list as text."""
     from rich.console import Console
@@ -124,7 +127,14 @@ def show(
     from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 
     console = Console()
-    vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
+    if model is None:
+        vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
+    else:
+        from fastmtp_sglang.models import smollm2
+        from fastmtp_sglang.vocabulary.fit import load_for
+
+        vocabulary = load_for(file, smollm2.directory("--model", model))
+        _say(console, f"{file} fits {model}")
     _say(console, f"{file}: for {vocabulary.vocab_size} rows of head")
     _say(console, f"tokenizer {vocabulary.tokenizer_fingerprint}")
     _print_summary(console, vocabulary)

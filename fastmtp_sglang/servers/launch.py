@@ -9,6 +9,7 @@ from pathlib import Path
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
 from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers.address import last_value
 from fastmtp_sglang.servers.server_process import launch_prefix
 
 _MODEL_FLAGS = ("--model-path", "--model")
@@ -72,6 +73,30 @@ def speculation_flags(
     if vocabulary is not None:
         flags += ["--speculative-token-map", str(vocabulary)]
     return flags
+
+
+def check_speculation(arguments: list[str]) -> None:
+    """Refuse a head or a draft vocabulary that does not fit, half a minute before SGLang would.
+
+    `arguments` are those of `sglang serve` with FASTMTP. What lies on this machine is checked.
+    Raises FastMTPError.
+    """
+    from fastmtp_sglang.head.compatibility import check_compatible
+    from fastmtp_sglang.vocabulary.fit import beside_head, load_for
+
+    target = last_value(arguments, "--model-path")
+    head = last_value(arguments, "--speculative-draft-model-path")
+    if target is None or not all(Path(path).is_dir() for path in (target, head or target)):
+        return
+    try:
+        check_compatible(target, head)
+        vocabulary = last_value(arguments, "--speculative-token-map") or beside_head(head or target)
+        if vocabulary is not None:
+            load_for(vocabulary, target)
+    except FastMTPError:
+        raise
+    except (OSError, ValueError):  # SGLang reads more than transformers alone does
+        return
 
 
 def require_directory(name: str, value: str) -> None:

@@ -25,7 +25,7 @@ from typing import Self
 
 import httpx
 
-from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.errors import ERROR, FastMTPError
 from fastmtp_sglang.servers import http_client
 from fastmtp_sglang.servers.address import (
     given_port,
@@ -189,8 +189,12 @@ class ServerProcess:
     def check_alive(self) -> None:
         """Raise FastMTPError with the end of the log if the server has ended by itself."""
         code = self._process.poll() if self._process else None
-        if code is not None:
-            raise FastMTPError(self._describe(f"the server ended with exit code {code}"))
+        if code is None:
+            return
+        last = self.log_tail(1)
+        if last.startswith(ERROR):  # of our plugin in it, which refuses to start
+            raise FastMTPError(f"{last.removeprefix(ERROR)} (log: {self.log_path})")
+        raise FastMTPError(self._describe(f"the server ended with exit code {code}"))
 
     def log_tail(self, lines: int = _TAIL_LINES) -> str:
         """Return the last lines of the log."""
