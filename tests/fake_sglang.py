@@ -69,6 +69,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     print("fake server with", *FLAGS, flush=True)
+    if refusal := os.environ.get("FAKE_REFUSES"):
+        sys.exit(f"error: {refusal}")
     if os.environ.get("FAKE_DIES"):
         print("ValueError: this flag is wrong", file=sys.stderr)
         sys.exit(3)

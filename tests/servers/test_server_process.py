@@ -111,6 +111,12 @@ def test_environment_is_laid_over_ours(monkeypatch):
         pass
 
 
+def test_a_refusal_of_the_plugin_is_one_line():
+    server = ServerProcess("m", env={"FAKE_REFUSES": "--flag 3: not with FASTMTP"})
+    with pytest.raises(FastMTPError, match=r"^--flag 3: not with FASTMTP \(log: .*\.log\)$"):
+        server.start()
+
+
 def test_a_death_shows_the_log():
     server = ServerProcess("m", env={"FAKE_DIES": "1"})
     with pytest.raises(FastMTPError) as error:
