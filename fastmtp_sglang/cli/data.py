@@ -108,6 +108,7 @@ def clean(
         weights=weights,
         total_tokens=total_tokens,
         exclude=_excluded(excluded),
+        vocab_size=None if target is None else target.vocab_size,
         seed=seed,
     )
     with _reading_bar(console, files) as on_progress:

@@ -40,6 +40,7 @@ class CleanOptions:
         weights: See `mixing.py`.
         total_tokens: Most answer tokens to keep, None for all.
         exclude: Prompts that must not be in the data.
+        vocab_size: Of the target, None where it is not known; ids beyond it are an error.
         seed: Of sketches and draw.
     """
 
@@ -48,6 +49,7 @@ class CleanOptions:
     weights: dict[str, float]
     total_tokens: int | None
     exclude: list[str]
+    vocab_size: int | None
     seed: int
 
 
@@ -153,7 +155,7 @@ def clean(
         on_progress: Called with the bytes read so far.
 
     Raises:
-        FastMTPError: A line is no record, or a weight does not fit the sources.
+        FastMTPError: A line is no record of the target, or a weight does not fit the sources.
     """
     report = CleanReport()
     entries = _decide(files, options, report, prompt_end, on_progress)
@@ -180,7 +182,7 @@ def _decide(
     spoiled: dict[str, int] = {}  # conversation -> turn after which its history is degenerate
     names = _Names(files)
     kept: list[_Entry] = []
-    for entry, record in _read(files, names, on_progress):
+    for entry, record in _read(files, names, options.vocab_size, on_progress):
         report.read[entry.source].add(entry)
         said = record.messages[-1].content if record.messages else ""
         if not names.is_new(record):
@@ -201,12 +203,21 @@ def _decide(
 
 
 def _read(
-    files: Sequence[Path], names: _Names, on_progress: Callable[[int], None]
+    files: Sequence[Path],
+    names: _Names,
+    vocab_size: int | None,
+    on_progress: Callable[[int], None],
 ) -> Iterator[tuple[_Entry, Record]]:
     before = 0
     for number, path in enumerate(files):
         for row in read_jsonl(path):
             record = check_record(row.content, row.place)
+            ids = [*record.prompt_ids, *record.answer_ids]
+            if vocab_size is not None and ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise FastMTPError(
+                    f"{row.place}: holds token ids from {min(ids)} to {max(ids)}, but the target "
+                    f"has {vocab_size}: give the --model that wrote them"
+                )
             prefix = names.prefix(number, record.conversation)
             entry = _Entry(
                 file=number,

@@ -11,6 +11,7 @@ goes on, and its request is sent again. A finished shard is its journal, renamed
 """
 
 import contextlib
+import fcntl
 import json
 import os
 from collections import Counter
@@ -25,7 +26,6 @@ from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_re
 from fastmtp_sglang.distill.settings import Settings, differences
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically
-from fastmtp_sglang.files.locks import take
 
 _PROMPTS = "prompts.journal"
 _SKIPPED = "skipped.journal"
@@ -242,11 +242,13 @@ class Store:
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
         file = stack.enter_context((self.directory / ".lock").open("w"))
-        if not take(file, "give an --output on another one"):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise FastMTPError(
                 f"--output {self.directory}: another `fastmtp distill` writes there; wait for it, "
                 "or give another directory"
-            )
+            ) from None
 
     def _check_settings(self) -> None:
         path = self.directory / MANIFEST

@@ -8,6 +8,7 @@ the sizes, and the sums of files up to 16 MiB; what fails is rebuilt. Standard l
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.files.locks import take
 
 Progress = Callable[[str], None]
 
@@ -142,9 +142,15 @@ def _sha256(path: Path) -> str:
 @contextlib.contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
     with path.open("w") as file:
-        if not take(file, _ANOTHER):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             progress(f"waiting for another process that holds {path}")
-            take(file, _ANOTHER, wait=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise FastMTPError(
+                f"{path}: its file system has no locks ({error.strerror}); {_ANOTHER}"
+            ) from error
         yield
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from fastmtp_sglang.errors import FastMTPError
 
@@ -17,7 +18,7 @@ _SOCKET_PATH, _SOCKET_NAME = 107, 32
 def last_value(arguments: Sequence[str], flag: str) -> str | None:
     """What SGLang's parser takes for `flag`: the last one given, in either spelling."""
     value = None
-    for given, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for given, following in zip_longest(arguments, arguments[1:]):
         if given == flag:
             value = following
         elif given.startswith(f"{flag}="):
