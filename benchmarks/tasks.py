@@ -78,7 +78,7 @@ def _read(source: str, limit: int | None) -> Iterator[tuple[str, Conversation]]:
         from fastmtp_sglang.vocabulary.sources import DatasetSource
 
         opened = DatasetSource(f"--task {source}", None, place.removeprefix(_DATASETS), _no_tokens)
-        rows = itertools.islice(opened.rows, limit or _MAX_ROWS)
+        rows = itertools.islice(opened.read(), limit or _MAX_ROWS)
         yield from _conversations(source, rows, name, Path(opened.name).name, opened.column)
     elif Path(place).is_dir():
         files = sorted(file for file in Path(place).glob("*.jsonl") if file.is_file())

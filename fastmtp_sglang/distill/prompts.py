@@ -4,7 +4,7 @@ A row is a conversation as `conversations` reads it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class PromptSource:
         self._column: str | None = None
         if place.startswith(_DATASETS):
             source = DatasetSource(spec, None, place.removeprefix(_DATASETS), encode=_not_tokenized)
-            self._rows: Any = source.rows
+            self._rows: Callable[[], Iterator[Any]] = source.read
             self._column = source.column
             self.total = source.total
             self.files = source.files
@@ -57,7 +57,7 @@ class PromptSource:
 
     def conversations(self) -> Iterator[Conversation | BadRowError]:
         """Yield every row's conversation, or what is wrong with it; starts anew with every call."""
-        for row in self._rows() if callable(self._rows) else self._rows:
+        for row in self._rows():
             try:
                 yield parse_conversation(row, self._column)
             except BadRowError as error:
@@ -103,7 +103,7 @@ def read_starts(path: Path, flag: str = "--prompt-starts") -> list[str]:
     return starts
 
 
-def _file_rows(given: str, path: Path) -> Any:
+def _file_rows(given: str, path: Path) -> Callable[[], Iterator[Any]]:
     """Return a function that iterates over the rows of a file; `given` begins the errors."""
     readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
     if not path.is_file():

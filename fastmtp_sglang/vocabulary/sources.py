@@ -263,7 +263,7 @@ class DatasetSource(Source):
         except Exception as error:  # datasets raises its own, fsspec's, pyarrow's and the hub's
             raise FastMTPError(
                 f"source {self.spec}: datasets cannot open it ({type(error).__name__}: "
-                f"{str(error).strip()[:200]})."
+                f"{' '.join(str(error).split())[:200]})."
             ) from error
 
     @property
@@ -284,9 +284,23 @@ class DatasetSource(Source):
             Path(self.name)
         )
 
+    def read(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the rows from `start` on.
+
+        Raises:
+            FastMTPError: One cannot be read.
+        """
+        try:
+            yield from self.rows.skip(start) if start else self.rows
+        except Exception as error:  # as when it is opened, which reads little of a stream
+            raise FastMTPError(
+                f"source {self.spec}: datasets cannot read it ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]})."
+            ) from error
+
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
-        """Yield the rows from `start` on."""
-        for position, row in enumerate(self.rows.skip(start), start=start + 1):
+        """Yield the documents of the rows from `start` on."""
+        for position, row in enumerate(self.read(start), start=start + 1):
             place = f"source {self.spec}, row {position - 1}"
             if self.column is None and ANSWER_IDS in row:
                 ids = _ids(row[ANSWER_IDS], f"{place}, {ANSWER_IDS}")

@@ -23,7 +23,7 @@ from fastmtp_sglang.distill.records import Record, Sampling, read_records
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 
 SEED = 20261128
-CASES = 40
+CASES = 25
 NOBODY = "http://127.0.0.1:9"
 VALUES = (
     None, True, -1, 0, 1.5, 10**30, float("nan"), "", " ", "x" * 3000, "\ud800", "caf\u00e9", [],
@@ -57,6 +57,7 @@ def tiny(tmp_path_factory) -> Path:
     ).save_pretrained(folder)
     config = {"model_type": "llama", "vocab_size": 310, "hidden_size": 8}
     config |= {"max_position_embeddings": 512, "architectures": ["LlamaForCausalLM"]}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -133,7 +134,8 @@ def names(folder: Path, content: bytes) -> Iterator[str]:
     (folder / "loop.jsonl").symlink_to("loop.jsonl")
     yield from (str(folder / "folder.jsonl"), str(folder / "loop.jsonl"), str(folder / "no.jsonl"))
     yield from (f"{folder}/a=b.jsonl/x.jsonl", f"{folder}/{'y' * 300}.jsonl", "/dev/null", ".", "")
-    yield from ("x=", "=x", "datasets:", "datasets:json", f"datasets:{folder}/no?column=a")
+    (folder / "cut.json").write_text('{"a": ')
+    yield from ("x=", "=x", "datasets:", f"datasets:json?data_files={folder}/cut.json&column=a")
 
 
 @pytest.fixture
