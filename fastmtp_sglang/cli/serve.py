@@ -39,6 +39,7 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
+    from fastmtp_sglang.models import smollm2
     from fastmtp_sglang.servers.address import require_free_port, require_temporary_folder
     from fastmtp_sglang.servers.launch import check_speculation, command
 
@@ -55,7 +56,8 @@ def serve(
     if not dry_run:
         require_free_port(arguments)
         require_temporary_folder()
-        if not no_speculation:
+        embedded = model == smollm2.NAME and draft is None and vocabulary is None
+        if not no_speculation and not embedded:
             check_speculation(arguments)
         os.execvp(arguments[0], arguments)
 
