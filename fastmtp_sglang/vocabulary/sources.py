@@ -6,6 +6,7 @@ is never held in memory.
 """
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -247,6 +248,8 @@ class DatasetSource(Source):
                 "`pip install 'fastmtp-sglang[bench]'`."
             ) from error
 
+        # It logs what it raises, and the one line of ours says it.
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)
         split = self.options.get("split", "train")
         try:
             if (Path(self.name) / "state.json").is_file():
