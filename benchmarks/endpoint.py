@@ -28,6 +28,7 @@ from fastmtp_sglang.servers.http_client import (
     may_pass,
     pause_before,
     refuse_misconfigured,
+    retry_after,
     words,
 )
 
@@ -73,9 +74,10 @@ class Answer:
 class AnswerFailedError(Exception):
     """One answer that did not come; `again` tells whether another attempt may help."""
 
-    def __init__(self, reason: str, *, again: bool) -> None:
+    def __init__(self, reason: str, *, again: bool, wait: float | None = None) -> None:
         super().__init__(reason)
         self.again = again
+        self.wait = wait  # seconds, where the server says how many
 
 
 class Endpoint(AsyncSession, ABC):
@@ -97,7 +99,7 @@ class Endpoint(AsyncSession, ABC):
         pause: float = FIRST_PAUSE,
         flag: str = "--endpoint",
     ) -> None:
-        super().__init__(api_key, timeout)
+        super().__init__(api_key, timeout, [url])
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._retries = retries
@@ -154,7 +156,8 @@ class Endpoint(AsyncSession, ABC):
             if not problem.again:
                 break
             if attempt <= self._retries:
-                await asyncio.sleep(pause_before(attempt, self._pause))
+                pause = pause_before(attempt, self._pause)
+                await asyncio.sleep(pause if problem.wait is None else problem.wait)
         lost = time.perf_counter() - began
         return Answer(prompt_digest=digest, attempts=attempt, lost_seconds=lost, error=str(problem))
 
@@ -167,6 +170,7 @@ class Endpoint(AsyncSession, ABC):
                 raise AnswerFailedError(
                     f"HTTP {response.status_code}: {response.text[:300]}",
                     again=may_pass(response.status_code),
+                    wait=retry_after(response),
                 )
             async for data in async_events(response.aiter_bytes()):
                 seconds = time.perf_counter() - sent

@@ -58,7 +58,12 @@ class NativeEndpoint(Endpoint):
 
     async def model_info(self) -> dict[str, Any] | None:
         """Return SGLang's /model_info, None when the server has none and so is no SGLang."""
-        return await self._get_object("/model_info")
+        response = await self._get("/model_info")
+        try:
+            told = response.json() if response is not None else None
+        except ValueError:  # a page in HTML
+            return None
+        return told if isinstance(told, dict) and "model_path" in told else None
 
     async def describe(self) -> dict[str, Any]:
         """Return version, model, and the resolved arguments that figures depend on."""

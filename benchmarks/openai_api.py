@@ -41,14 +41,16 @@ class OpenAIEndpoint(Endpoint):
 
     async def describe(self) -> dict[str, Any]:
         """Return the served model and the server's name, which later requests depend on."""
-        models = (await self._get_object("/v1/models") or {}).get("data")
-        if not models:
+        match await self._get_object("/v1/models"):
+            case {"data": [{"id": str() as name, **others}, *_]}:
+                self._model, self._server = name, str(others.get("owned_by") or "").lower()
+            case _:
+                self._model = ""
+        if not self._model:
             raise FastMTPError(
                 f"{self._flag} {self.url}: /v1/models names no model, so it is no OpenAI-"
                 "compatible server: give the URL without /v1"
             )
-        self._model = models[0]["id"]
-        self._server = str(models[0].get("owned_by") or "").lower()
         told = {"api": self.kind, "model_path": self._model, "server": self._server}
         # What the server is beside the protocol, where it is one that is known to say it.
         if self._server == "sglang" and (info := await self._get_object("/server_info")):

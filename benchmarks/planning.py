@@ -18,6 +18,7 @@ from fastmtp_benchmarks.shapes import parse_shape, shape_task
 from fastmtp_benchmarks.task import Task
 from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.outputs import check_output_folder
 from fastmtp_sglang.models import smollm2
 
 # Of a throughput task, when --limit does not say: enough for the highest usual concurrency.
@@ -46,6 +47,7 @@ def make_plan(
     """
     if options.output is None:
         raise FastMTPError("--output: give a directory for the report, such as results/mine")
+    check_output_folder("--output", options.output)
     levels = _levels(options)
     tokenizer = _tokenizer(options, model)
     return Plan(

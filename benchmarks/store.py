@@ -15,13 +15,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastmtp_benchmarks.records import Record, SpecCounters
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically, write_json
+from fastmtp_sglang.files.jsonl import read_json, read_jsonl
 
 
 class CellInfo(BaseModel):
@@ -82,13 +83,7 @@ class Store:
         path = self._requests / f"{name}.json"
         if not path.is_file():
             return None
-        try:
-            return CellInfo.model_validate_json(path.read_text())
-        except ValidationError as error:
-            raise FastMTPError(
-                f"{path}: not written by this version of `fastmtp bench` ({error.error_count()} "
-                f"fields differ, the first: {error.errors()[0]['msg']}): remove it to measure again"
-            ) from error
+        return _checked(CellInfo, read_json(path), str(path))
 
     def save(self, name: str, cell: Cell) -> None:
         """Write a finished cell; the file that makes it finished comes last."""
@@ -109,15 +104,29 @@ class Store:
         for path in sorted(self._requests.glob("*.json")):
             info = self.info(path.stem)
             assert info is not None
-            lines = path.with_suffix(".jsonl").read_text().split("\n")
-            records = [Record.model_validate_json(line) for line in lines if line]
-            found.append(Cell(info, records))
+            rows = read_jsonl(path.with_suffix(".jsonl"))
+            found.append(Cell(info, [_checked(Record, row.content, row.place) for row in rows]))
         if not found:
             raise FastMTPError(
                 f"{self.directory}: holds no finished measurement: give a directory that "
                 "`fastmtp bench --output` has filled"
             )
         return sorted(found, key=lambda cell: cell.info.environment.get("date", ""))
+
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
+
+
+def _checked(kind: type[_Kind], content: Any, place: str) -> _Kind:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise FastMTPError(
+            f"{place}: not written by this version of `fastmtp bench` ({error.error_count()} "
+            f"fields differ, the first: {field}: {first['msg']}): remove it to measure again"
+        ) from error
 
 
 def cell_name(configuration: str, task: str, level: object) -> str:

@@ -15,7 +15,6 @@ the served model answers the turns itself.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +24,10 @@ from typing import Any
 from fastmtp_benchmarks.task import Conversation, Task
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.conversations import BadRowError, parse_conversation
+from fastmtp_sglang.files.jsonl import read_json, read_jsonl
+from fastmtp_sglang.files.labels import split_label
 
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+ -]{0,63})=(.+)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}")
 _DATASETS = "datasets:"
 HUB = "hub:"
 
@@ -67,9 +68,12 @@ def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
 
 
 def _read(source: str, limit: int | None) -> Iterator[tuple[str, Conversation]]:
-    is_plain = source.startswith((_DATASETS, HUB)) or Path(source).exists()
-    named = None if is_plain else _NAMED.fullmatch(source)
-    name, place = (named[1], named[2]) if named else (None, source)
+    name, place = split_label(source)
+    if name is not None and not _NAME.fullmatch(name):
+        raise FastMTPError(
+            f"--task {source}: no such file, and {name!r} is no name of letters, digits, blanks "
+            "and . _ + -"
+        )
     if place.startswith(HUB):
         from fastmtp_benchmarks.hub import hub_task
 
@@ -79,10 +83,10 @@ def _read(source: str, limit: int | None) -> Iterator[tuple[str, Conversation]]:
         from fastmtp_sglang.vocabulary.sources import DatasetSource
 
         opened = DatasetSource(f"--task {source}", None, place.removeprefix(_DATASETS), _no_tokens)
-        rows = itertools.islice(opened.rows, limit or _MAX_ROWS)
+        rows = itertools.islice(opened.read(), limit or _MAX_ROWS)
         yield from _conversations(source, rows, name, Path(opened.name).name, opened.column)
     elif Path(place).is_dir():
-        files = sorted(Path(place).glob("*.jsonl"))
+        files = sorted(file for file in Path(place).glob("*.jsonl") if file.is_file())
         if not files:
             raise FastMTPError(f"--task {source}: the directory holds no .jsonl file")
         for file in files:
@@ -130,18 +134,13 @@ def _rows(source: str, path: Path) -> Iterator[Any]:
         )
     if path.suffix not in (".jsonl", ".json"):
         raise FastMTPError(f"--task {source}: give a .jsonl or a .json file, or {_DATASETS}NAME")
-    text = path.read_text()
-    try:
-        if path.suffix == ".jsonl":
-            lines = [line for line in text.split("\n") if line.strip()]
-            yield from (json.loads(line) for line in lines)
-        else:
-            content = json.loads(text)
-            if not isinstance(content, list):
-                raise FastMTPError(f"--task {source}: must hold a list of conversations")
-            yield from content
-    except ValueError as error:
-        raise FastMTPError(f"--task {source}: not valid JSON ({error})") from error
+    if path.suffix == ".jsonl":
+        yield from (row.content for row in read_jsonl(path, name=f"--task {source}"))
+        return
+    content = read_json(path, name=f"--task {source}")
+    if not isinstance(content, list):
+        raise FastMTPError(f"--task {source}: must hold a list of conversations")
+    yield from content
 
 
 def _no_tokens(text: str) -> list[int]:

@@ -4,6 +4,9 @@ Its message names the argument, the value, the reason and the remedy. The comman
 without a traceback and exits with 2.
 """
 
+# What the line begins with.
+ERROR = "error: "
+
 
 class FastMTPError(ValueError):
     """A user-facing error: what was given, why it cannot work, and what to do instead."""

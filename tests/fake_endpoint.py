@@ -35,15 +35,15 @@ class FakeEndpoint:
     """Serves on a free port until `close`; the attributes are read by every request.
 
     `answer(text, sampling)` turns the prompt's text into the answer's text; `cut(text)` tells
-    whether it is cut by length. `replies` are (status, body) pairs sent first. `seconds` is how
-    long an answer takes.
+    whether it is cut by length. `replies` are (status, body) or (status, body, headers), sent
+    first. `seconds` is how long an answer takes.
     """
 
     def __init__(self, target: Target, port: int = 0) -> None:
         self.target = target
         self.answer: Callable[[str, dict], str] = lambda text, _: f"answer to {last_words(text)}"
         self.cut: Callable[[str], bool] = lambda text: False
-        self.replies: list[tuple[int, dict]] = []
+        self.replies: list[tuple] = []
         self.seconds = 0.0
         self.key: str | None = None
         self.extra_prompt_tokens = 0
@@ -65,7 +65,7 @@ class FakeEndpoint:
         """How often each prompt was answered."""
         return Counter(tuple(request["input_ids"]) for request in self.requests)
 
-    def generate(self, body: dict) -> tuple[int, dict]:
+    def generate(self, body: dict) -> tuple:
         with self._lock:
             if self.replies:
                 return self.replies.pop(0)
@@ -100,11 +100,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._reply(*self.fake.generate(body))
 
-    def _reply(self, status: int, body: dict) -> None:
+    def _reply(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         if self.fake.key and self.headers.get("Authorization") != f"Bearer {self.fake.key}":
             status, body = 401, {"error": "Unauthorized"}
         data = json.dumps(body).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         with contextlib.suppress(BrokenPipeError):  # the client was killed meanwhile

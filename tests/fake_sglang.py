@@ -5,6 +5,7 @@ chosen with FAKE_* variables: a number of seconds before it is healthy, a death,
 tokens under speculation, missing counters.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -20,7 +21,10 @@ HEALTHY_AT = time.monotonic() + float(os.environ.get("FAKE_SECONDS", "0"))
 
 
 def flag(name: str) -> str:
-    return FLAGS[FLAGS.index(name) + 1]
+    """As argparse takes it: the last one, in either spelling."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(name)
+    return vars(parser.parse_known_args(FLAGS)[0]).popitem()[1]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,6 +69,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     print("fake server with", *FLAGS, flush=True)
+    if refusal := os.environ.get("FAKE_REFUSES"):
+        sys.exit(f"error: {refusal}")
     if os.environ.get("FAKE_DIES"):
         print("ValueError: this flag is wrong", file=sys.stderr)
         sys.exit(3)

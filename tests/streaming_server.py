@@ -43,10 +43,10 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.answers: Callable[[dict], Iterable[Piece]] = lambda body: native_answer([5, 6, 7])
-        self.first: list[tuple[int, dict] | list[Piece]] = []
+        self.first: list[tuple | list[Piece]] = []
         self.key: str | None = None
         # GET path -> JSON or text; what is missing is a 404.
-        self.pages: dict[str, dict | str] = {
+        self.pages: dict[str, object] = {
             "/model_info": {"model_path": "/m", "tokenizer_path": "/m"},
             "/server_info": {"version": "0.5.23", "api_key": "secret", "speculative_num_steps": 3},
         }
@@ -123,9 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(piece)
         self.wfile.write(b"0\r\n\r\n")
 
-    def _reply(self, status: int, body: dict | str) -> None:
+    def _reply(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -1,13 +1,14 @@
 """The command `fastmtp`: one module a command, and nothing heavy imported until one runs."""
 
 import errno
+import io
 import sys
 from typing import NoReturn
 
 import typer
 
 from fastmtp_sglang.cli import bench, data, demo, distill, doctor, export, head, serve, train, vocab
-from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.errors import ERROR, FastMTPError
 
 app = typer.Typer(
     name="fastmtp",
@@ -32,20 +33,27 @@ app.add_typer(vocab.app, name="vocab")
 def main() -> None:
     """Run the command line; what the user can mend becomes one line on stderr and exit code 2.
 
-    That is a FastMTPError, and a full disk, which any writer may meet in the middle of its work.
+    That is a FastMTPError, a file that the system refuses (a permission, a name that is too long),
+    and a full disk, which any writer may meet in the middle of its work.
     """
+    # The name of a file need not be UTF-8, and a line about it shall not end the work.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except FastMTPError as error:
         _end(str(error))
     except Exception as error:
-        if not _disk_is_full(error):
+        if _disk_is_full(error):
+            _end(f"the disk is full ({error}). Make room and run the same command again.")
+        if not isinstance(error, OSError) or error.filename is None:
             raise
-        _end(f"the disk is full ({error}). Make room and run the same command again.")
+        _end(f"{error.filename}: {error.strerror}")
 
 
 def _end(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"{ERROR}{message}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from fastmtp_benchmarks.options import Options
+from fastmtp_sglang.cli.signals import ending_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -202,7 +203,7 @@ def _run(plan: "Plan", console: "Console") -> None:
         signal.raise_signal(signal.SIGINT)  # asyncio ends its tasks on this one
 
     # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in ending_signals():
         signal.signal(name, stop)
     answered = 0
 

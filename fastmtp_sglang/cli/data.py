@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.outputs import check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fastmtp_sglang.distill.clean import CleanReport, Tally
+    from fastmtp_sglang.distill.prompts import PromptSource
     from fastmtp_sglang.distill.records import Record
     from fastmtp_sglang.vocabulary.target import Target
 
@@ -86,13 +88,18 @@ def clean(
     from fastmtp_sglang.distill.clean import CleanOptions
     from fastmtp_sglang.distill.clean import clean as run
     from fastmtp_sglang.distill.language_mix import language_mix, language_table
+    from fastmtp_sglang.distill.prompts import open_prompts
     from fastmtp_sglang.distill.quality import Limits
     from fastmtp_sglang.distill.records import read_records, record_files
     from fastmtp_sglang.files.atomic import write_json
 
     files = record_files(inputs)
-    if output.resolve() in [file.resolve() for file in files]:
-        raise FastMTPError(f"--output {output}: is among the inputs; give another file")
+    excluded = open_prompts(exclude or [], flag="--exclude")
+    report_path = output.with_suffix(".report.json")
+    check_outputs(
+        {"--output": output, "the report": report_path},
+        [*files, *(file for source in excluded for file in source.files)],
+    )
     console = Console()
     target = _target(console, model, files)
     options = CleanOptions(
@@ -100,7 +107,8 @@ def clean(
         threshold=threshold if dedup else None,
         weights=weights,
         total_tokens=total_tokens,
-        exclude=_excluded(exclude or []),
+        exclude=_excluded(excluded),
+        vocab_size=None if target is None else target.vocab_size,
         seed=seed,
     )
     with _reading_bar(console, files) as on_progress:
@@ -127,7 +135,6 @@ def clean(
         "total_tokens": total_tokens,
         "seed": seed,
     }
-    report_path = output.with_suffix(".report.json")
     write_json(report_path, summary)
     _say(console, f"wrote {output} and {report_path}")
 
@@ -141,8 +148,7 @@ def _check_flags(
 ) -> None:
     if output.suffix != ".jsonl":
         raise FastMTPError(f"--output {output}: must be a file that ends with .jsonl")
-    if not output.parent.is_dir():
-        raise FastMTPError(f"--output {output}: the folder {output.parent} does not exist")
+    check_outputs({"--output": output})
     if max_tokens is not None and max_tokens < min_tokens:
         raise FastMTPError(f"--max-tokens {max_tokens}: is below --min-tokens {min_tokens}")
     if not 0 <= max_repetition <= 1:
@@ -170,11 +176,11 @@ def _weights(texts: list[str]) -> dict[str, float]:
     return weights
 
 
-def _excluded(specs: list[str]) -> list[str]:
-    from fastmtp_sglang.distill.prompts import BadRowError, open_prompts
+def _excluded(sources: "list[PromptSource]") -> list[str]:
+    from fastmtp_sglang.files.conversations import BadRowError
 
     turns: list[str] = []
-    for source in open_prompts(specs, flag="--exclude"):
+    for source in sources:
         for number, row in enumerate(source.conversations()):
             if isinstance(row, BadRowError):
                 raise FastMTPError(f"--exclude {source.spec}: row {number} {row}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastmtp_sglang.cli.signals import ending_signals
 from fastmtp_sglang.models.dtype import Dtype
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def demo(
 
     console = Console(stderr=as_json, highlight=False)
     # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
-    for name in (signal.SIGTERM, signal.SIGHUP):
+    for name in ending_signals():
         signal.signal(name, lambda number, _: sys.exit(128 + number))
     comparison, trained = _measure(console, num_steps, draft, dtype)
     console.print(_table(comparison))

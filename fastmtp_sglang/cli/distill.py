@@ -5,7 +5,6 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastmtp_sglang.cli.signals import ending_signals
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -116,6 +117,7 @@ def distill(
     A killed run goes on with the same command: nothing is asked twice, nothing is lost.
     """
     _check_flags(prompts, self_prompt, prompt_starts, endpoint, samples, limit, sglang_flags)
+    check_output_folder("--output", output)
     from rich.console import Console
 
     from fastmtp_sglang.distill.chat import ChatTemplate
@@ -197,7 +199,7 @@ async def _until_killed(work: "Coroutine[Any, Any, None]") -> None:
         killed_by.append(number)
         task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ending_signals():
         asyncio.get_running_loop().add_signal_handler(number, cancel, number)
     try:
         await task

@@ -17,6 +17,10 @@ def doctor(
     draft: Annotated[
         Path | None, typer.Option(help="Head directory; needs --model. Default: its own layer.")
     ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="Draft vocabulary; needs --model. Default: the one beside the head."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check this environment, and whether a head can draft for a model.
@@ -26,10 +30,11 @@ def doctor(
     from fastmtp_sglang.doctor.diagnosis import diagnose
     from fastmtp_sglang.errors import FastMTPError
 
-    if draft is not None and model is None:
-        raise FastMTPError(f"--draft {draft} without --model: say which model it shall draft for")
+    for flag, path in (("--draft", draft), ("--vocabulary", vocabulary)):
+        if path is not None and model is None:
+            raise FastMTPError(f"{flag} {path} without --model: say which model it shall draft for")
     findings = []
-    for finding in diagnose(model, draft):
+    for finding in diagnose(model, draft, vocabulary):
         findings.append(finding)
         if not as_json:
             _print(finding)

@@ -48,8 +48,9 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
-    from fastmtp_sglang.head.compatibility import check_compatible
-    from fastmtp_sglang.servers.launch import command, require_free_port
+    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.servers.address import require_free_port, require_temporary_folder
+    from fastmtp_sglang.servers.launch import check_speculation, command
 
     arguments = command(
         model,
@@ -64,10 +65,10 @@ def serve(
     print(shlex.join(arguments), flush=True)
     if not dry_run:
         require_free_port(arguments)
-        target = Path(arguments[arguments.index("--model-path") + 1])
-        if draft is not None and Path(draft).is_dir() and target.is_dir():
-            # SGLang would come to it after half a minute, below a traceback.
-            check_compatible(target, draft)
+        require_temporary_folder()
+        embedded = model == smollm2.NAME and draft is None and vocabulary is None
+        if not no_speculation and not embedded:
+            check_speculation(arguments)
         os.execvp(arguments[0], arguments)
 
 

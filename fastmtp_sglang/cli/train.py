@@ -35,17 +35,19 @@ def train(
     On several GPUs: `accelerate launch $(which fastmtp) train CONFIG`. Flags win over the file. The
     finished head is OUTPUT/head. A killed run goes on with the same command.
     """
+    from fastmtp_sglang.files.outputs import check_output_folder
     from fastmtp_sglang.training.config import load_config
 
-    flags: dict[str, object] = {
+    flags = {
         "target": target,
         "output": output,
-        "data.train": data and [str(path) for path in data],
+        "data.train": data,
         "data.offline": offline,
         "head.start": start,
     }
-    named = [f"{key}={value}" for key, value in flags.items() if value]
-    loaded = load_config(config, [*(overrides or []), *named])
+    given = {key: value for key, value in flags.items() if value}
+    loaded = load_config(config, overrides or (), given)
+    check_output_folder("output", loaded.output)
 
     from accelerate import PartialState
 

@@ -1,6 +1,7 @@
 """`fastmtp vocab`: import published id lists, look into a vocabulary file, or build one."""
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,8 +61,10 @@ def import_lists(
     """Turn FR-Spec or SGLang id lists (.pt) into a vocabulary file."""
     from rich.console import Console
 
+    if path := next((text for text in lists if os.path.exists(text)), None):
+        raise FastMTPError(f"{path}: say which language the list is for, such as en={path}.")
     paths = _pairs("LANG=FILE", lists)
-    _check_folder(output)
+    check_outputs({"--output": output}, map(Path, paths.values()))
     import torch
 
     from fastmtp_sglang.vocabulary.builder import token_texts
@@ -112,6 +116,9 @@ def import_lists(
 def show(
     file: Annotated[Path, typer.Argument(help="A vocabulary file.")],
     tokens: Annotated[int, typer.Option(help="Tokens to print per language, at most 300.")] = 200,
+    model: Annotated[
+        str | None, typer.Option(help="Check that the file is for this model, as serving does.")
+    ] = None,
 ) -> None:
     """Print sizes, overlap, coverage, and some tokens of each list as text."""
     from rich.console import Console
@@ -120,7 +127,14 @@ def show(
     from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 
     console = Console()
-    vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
+    if model is None:
+        vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
+    else:
+        from fastmtp_sglang.models import smollm2
+        from fastmtp_sglang.vocabulary.fit import load_for
+
+        vocabulary = load_for(file, smollm2.directory("--model", model))
+        _say(console, f"{file} fits {model}")
     _say(console, f"{file}: for {vocabulary.vocab_size} rows of head")
     _say(console, f"tokenizer {vocabulary.tokenizer_fingerprint}")
     _print_summary(console, vocabulary)
@@ -179,9 +193,13 @@ def build(
     routes = _pairs("--route", route or [])
     if not 0.0 <= heldout < 1.0:
         raise FastMTPError(f"--heldout {heldout}: must be at least 0 and below 1, such as 0.1.")
+    check_outputs({"--output": output})  # first, since only a file has a suffix to change
     report_path = report or output.with_suffix(".report.json")
-    for path in (output, report_path):
-        _check_folder(path)
+    checkpoint, plot_path = output.with_suffix(".counts"), report_path.with_suffix(".png")
+    outputs = {"--output": output, "--report": report_path, "the counts": checkpoint}
+    if plot:
+        outputs["the plot"] = plot_path
+    check_outputs(outputs)
 
     from rich.console import Console
 
@@ -196,7 +214,7 @@ def build(
     console = Console()
     target = load_target(model, vocab_size=vocab_size)
     opened = [open_source(spec, target.encode) for spec in sources]
-    checkpoint = output.with_suffix(".counts")
+    check_outputs(outputs, [file for source in opened for file in source.files])
     if restart:
         checkpoint.unlink(missing_ok=True)
     with _CountingBar(console, opened) as bar:
@@ -220,8 +238,8 @@ def build(
     write_json(report_path, result.report)
     _say(console, f"wrote {report_path}")
     if plot:
-        plot_report(result.report, report_path.with_suffix(".png"))
-        _say(console, f"wrote {report_path.with_suffix('.png')}")
+        plot_report(result.report, plot_path)
+        _say(console, f"wrote {plot_path}")
     if result.vocabulary is None:
         _say(console, "no vocabulary written: the full one is predicted to be the fastest")
         return
@@ -357,8 +375,3 @@ def _parse_size(argument: str, text: str) -> int:
             f"{argument} {text}: must be a number of ids such as 16384 or 16k (k is 1,024)."
         )
     return int(match[1]) * (1024 if match[2] else 1)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FastMTPError(f"{path}: the folder {path.parent} does not exist; create it first.")

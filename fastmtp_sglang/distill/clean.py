@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 from fastmtp_sglang.distill.dedup import Contamination, NearDuplicates
 from fastmtp_sglang.distill.mixing import draw
 from fastmtp_sglang.distill.quality import Limits, problem
-from fastmtp_sglang.distill.records import MANIFEST, Record, json_line, parse_record
+from fastmtp_sglang.distill.records import MANIFEST, Record, check_record, json_line
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import replacing
+from fastmtp_sglang.files.jsonl import read_jsonl
 
 _EXAMPLES = 5
 NEAR_DUPLICATE = "near duplicate"
@@ -39,6 +40,7 @@ class CleanOptions:
         weights: See `mixing.py`.
         total_tokens: Most answer tokens to keep, None for all.
         exclude: Prompts that must not be in the data.
+        vocab_size: Of the target, None where it is not known; ids beyond it are an error.
         seed: Of sketches and draw.
     """
 
@@ -47,6 +49,7 @@ class CleanOptions:
     weights: dict[str, float]
     total_tokens: int | None
     exclude: list[str]
+    vocab_size: int | None
     seed: int
 
 
@@ -152,7 +155,7 @@ def clean(
         on_progress: Called with the bytes read so far.
 
     Raises:
-        FastMTPError: A line is no record, or a weight does not fit the sources.
+        FastMTPError: A line is no record of the target, or a weight does not fit the sources.
     """
     report = CleanReport()
     entries = _decide(files, options, report, prompt_end, on_progress)
@@ -179,7 +182,7 @@ def _decide(
     spoiled: dict[str, int] = {}  # conversation -> turn after which its history is degenerate
     names = _Names(files)
     kept: list[_Entry] = []
-    for entry, record in _read(files, names, on_progress):
+    for entry, record in _read(files, names, options.vocab_size, on_progress):
         report.read[entry.source].add(entry)
         history = [message.content for message in record.messages]
         said = history[-1] if history else ""
@@ -201,29 +204,34 @@ def _decide(
 
 
 def _read(
-    files: Sequence[Path], names: _Names, on_progress: Callable[[int], None]
+    files: Sequence[Path],
+    names: _Names,
+    vocab_size: int | None,
+    on_progress: Callable[[int], None],
 ) -> Iterator[tuple[_Entry, Record]]:
     before = 0
     for number, path in enumerate(files):
-        offset = 0
-        with path.open("rb") as file:
-            for line in file:
-                if line.strip():
-                    record = parse_record(line, f"{path}, byte {offset}")
-                    prefix = names.prefix(number, record.conversation)
-                    entry = _Entry(
-                        file=number,
-                        offset=offset,
-                        id=prefix + record.id,
-                        conversation=prefix + record.conversation,
-                        source=record.source,
-                        tokens=len(record.answer_ids),
-                        renamed=bool(prefix),
-                    )
-                    yield entry, record
-                offset += len(line)
-                on_progress(before + offset)
-        before += offset
+        for row in read_jsonl(path):
+            record = check_record(row.content, row.place)
+            ids = [*record.prompt_ids, *record.answer_ids]
+            if vocab_size is not None and ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise FastMTPError(
+                    f"{row.place}: holds token ids from {min(ids)} to {max(ids)}, but the target "
+                    f"has {vocab_size}: give the --model that wrote them"
+                )
+            prefix = names.prefix(number, record.conversation)
+            entry = _Entry(
+                file=number,
+                offset=row.start,
+                id=prefix + record.id,
+                conversation=prefix + record.conversation,
+                source=record.source,
+                tokens=len(record.answer_ids),
+                renamed=bool(prefix),
+            )
+            yield entry, record
+            on_progress(before + row.end)
+        before += path.stat().st_size
 
 
 def _mixed(entries: list[_Entry], options: CleanOptions, report: CleanReport) -> list[_Entry]:

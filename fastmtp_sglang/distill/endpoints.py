@@ -4,10 +4,12 @@ The native `/generate` with `input_ids` is used, since it returns token ids. A r
 endpoint with the fewest requests in flight. What may pass (no connection, 429, 5xx) is tried again;
 if it does not pass, one token asked of the endpoint tells who is to blame: an endpoint that does
 not give it is left out for the rest of the run, else the request has failed. What will not pass
-(400) fails the one request at once; a refused key is an error.
+(400) fails the one request at once; a refused key is an error. An endpoint that says how long to
+wait (Retry-After) is left alone for so long, and never dropped for it.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +25,15 @@ from fastmtp_sglang.servers.http_client import (
     may_pass,
     pause_before,
     refuse_misconfigured,
+    retry_after,
     words,
 )
 
 _FLAG = "--endpoint"
 # What says nothing about the request: a server that restarts, a queue that is full.
-_NOT_THE_REQUEST = (httpx.ConnectError.__name__, "HTTP 429", "HTTP 503")
+_TOO_MUCH = "HTTP 429"
+_NOT_THE_REQUEST = (httpx.ConnectError.__name__, _TOO_MUCH, "HTTP 503")
+_WORTH_A_LINE = 5.0  # seconds of waiting
 _MAX_ROUNDS = 20
 
 
@@ -50,6 +55,24 @@ class _Endpoint:
     url: str
     alive: bool = True
     in_flight: int = 0
+    busy_until: float = 0.0  # on the monotonic clock; it has asked to be left alone
+
+    @property
+    def busy(self) -> float:
+        """Seconds that it is still to be left alone."""
+        return max(0.0, self.busy_until - time.monotonic())
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong and may go well the next time, and the seconds to wait where it was told."""
+
+    words: str
+    wait: float | None = None
+
+    @property
+    def blames_the_request(self) -> bool:
+        return not self.words.startswith(_NOT_THE_REQUEST)
 
 
 class EndpointPool(AsyncSession):
@@ -69,7 +92,7 @@ class EndpointPool(AsyncSession):
         say: Callable[[str], None],
         pause: float = FIRST_PAUSE,
     ) -> None:
-        super().__init__(api_key, timeout)
+        super().__init__(api_key, timeout, urls)
         self._endpoints = [_Endpoint(url.rstrip("/")) for url in urls]
         self._retries = retries
         self._pause = pause
@@ -99,35 +122,39 @@ class EndpointPool(AsyncSession):
         rounds = 0
         while True:
             endpoint = self._choose()
+            await asyncio.sleep(endpoint.busy)
             endpoint.in_flight += 1
             try:
-                content, problem = await self._post(endpoint, body)
+                answer = await self._post(endpoint, body)
             finally:
                 endpoint.in_flight -= 1
-            if content is not None:
-                return _generation(endpoint.url, content, input_ids, sampling.get("stop", []))
+            if not isinstance(answer, _Failure):
+                return _generation(endpoint.url, answer, input_ids, sampling.get("stop", []))
             tried = attempts[endpoint.url] = attempts.get(endpoint.url, 0) + 1
-            if tried > self._retries:
-                if not await self._answers(endpoint, input_ids[:1]):
-                    self._drop(endpoint, f"{tried} times {problem}")
-                elif problem.startswith(_NOT_THE_REQUEST) and rounds < _MAX_ROUNDS:
-                    rounds += 1
-                    attempts[endpoint.url] = 0  # it has just come back, or has room again
-                else:  # it answers others: the request is to blame
-                    raise RequestFailedError(f"{tried} times {problem}")
-                continue
-            await asyncio.sleep(pause_before(tried, self._pause))
+            if answer.wait is not None and rounds < _MAX_ROUNDS:
+                rounds += 1
+                attempts[endpoint.url] = 0
+                self._leave_alone(endpoint, answer)
+            elif tried <= self._retries:
+                await asyncio.sleep(pause_before(tried, self._pause))
+            elif not await self._answers(endpoint, input_ids[:1]):
+                self._drop(endpoint, f"{tried} times {answer.words}")
+            elif not answer.blames_the_request and rounds < _MAX_ROUNDS:
+                rounds += 1
+                attempts[endpoint.url] = 0  # it has just come back, or has room again
+            else:  # it answers others: the request is to blame
+                raise RequestFailedError(f"{tried} times {answer.words}")
 
-    async def _post(
-        self, endpoint: _Endpoint, body: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, str]:
-        """Return the answer, or None and what went wrong if it may go well the next time."""
+    async def _post(self, endpoint: _Endpoint, body: dict[str, Any]) -> dict[str, Any] | _Failure:
+        """Return the answer, or what went wrong if it may go well the next time."""
         try:
             response = await self._client.post(f"{endpoint.url}/generate", json=body)
         except httpx.TransportError as error:
-            return None, words(error)
+            return _Failure(words(error))
         if may_pass(response.status_code):
-            return None, f"HTTP {response.status_code}: {response.text[:200]}"
+            return _Failure(
+                f"HTTP {response.status_code}: {response.text[:200]}", retry_after(response)
+            )
         _refuse_misconfigured(endpoint.url, response)
         if response.status_code != 200:
             raise RequestFailedError(f"HTTP {response.status_code}: {response.text[:300]}")
@@ -137,20 +164,36 @@ class EndpointPool(AsyncSession):
             message = f"aborted: {reason.get('message')}"
             if (reason.get("status_code") or 500) < 500:
                 raise RequestFailedError(message)
-            return None, message
-        return content, ""
+            return _Failure(message)
+        return content
 
     async def _answers(self, endpoint: _Endpoint, input_ids: list[int]) -> bool:
-        """Tell whether an endpoint generates one token after the first one of a prompt."""
+        """Tell whether an endpoint generates one token after the first one of a prompt.
+
+        One that has too much to do (429) lives too.
+        """
         body = {"input_ids": input_ids, "sampling_params": {"max_new_tokens": 1}}
         try:
-            content, _ = await self._post(endpoint, body)
+            answer = await self._post(endpoint, body)
         except RequestFailedError:
             return False
-        return content is not None
+        return not isinstance(answer, _Failure) or answer.words.startswith(_TOO_MUCH)
+
+    def _leave_alone(self, endpoint: _Endpoint, answer: _Failure) -> None:
+        assert answer.wait is not None
+        if not endpoint.busy and answer.wait >= _WORTH_A_LINE:
+            self._say(f"{endpoint.url} asks to wait {answer.wait:.0f} s: {answer.words}")
+        endpoint.busy_until = max(endpoint.busy_until, time.monotonic() + answer.wait)
 
     async def _get(self, endpoint: _Endpoint, path: str) -> dict[str, Any]:
         response = await self._client.get(f"{endpoint.url}{path}")
+        for _ in range(_MAX_ROUNDS):
+            wait = retry_after(response) if may_pass(response.status_code) else None
+            if wait is None:
+                break
+            self._leave_alone(endpoint, _Failure(f"HTTP {response.status_code}", wait))
+            await asyncio.sleep(wait)
+            response = await self._client.get(f"{endpoint.url}{path}")
         _refuse_misconfigured(endpoint.url, response)
         if response.status_code != 200:
             raise FastMTPError(
@@ -167,7 +210,7 @@ class EndpointPool(AsyncSession):
                 "answers any more; what is answered is kept: start a server and run the same "
                 "command again to go on"
             )
-        return min(alive, key=lambda endpoint: endpoint.in_flight)
+        return min(alive, key=lambda endpoint: (endpoint.busy, endpoint.in_flight))
 
     def _drop(self, endpoint: _Endpoint, why: str) -> None:
         if endpoint.alive:

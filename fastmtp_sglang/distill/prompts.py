@@ -3,17 +3,19 @@
 A row is a conversation as `conversations` reads it.
 """
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.conversations import BadRowError, Conversation, parse_conversation
+from fastmtp_sglang.files.digest import digest
+from fastmtp_sglang.files.jsonl import read_json, read_jsonl, read_text
+from fastmtp_sglang.files.labels import split_label
 from fastmtp_sglang.vocabulary.sources import DatasetSource
 
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DATASETS = "datasets:"
 
 
@@ -22,35 +24,40 @@ class PromptSource:
 
     Attributes:
         name: Begins the ids of its records.
+        files: The local files that are read.
         signature: Changes when the rows of an earlier run may be others.
         total: Number of rows, None if unknown.
     """
 
     def __init__(self, spec: str, flag: str) -> None:
-        is_plain = spec.startswith(_DATASETS) or Path(spec).is_file()  # run=1/prompts.jsonl
-        named = None if is_plain else _NAMED.fullmatch(spec)
-        place = named[2] if named else spec
+        name, place = split_label(spec)
+        if name is not None and not _NAME.fullmatch(name):
+            raise FastMTPError(
+                f"{flag} {spec}: no such file, and {name!r} is no name of letters, digits and . _ -"
+            )
         self.spec = spec
         self._column: str | None = None
         if place.startswith(_DATASETS):
             source = DatasetSource(spec, None, place.removeprefix(_DATASETS), encode=_not_tokenized)
-            self._rows: Any = source.rows
+            self._rows: Callable[[], Iterator[Any]] = source.read
             self._column = source.column
             self.total = source.total
-            self.signature = source.signature
-            self.name = named[1] if named else Path(source.name).name
+            self.files = source.files
+            self.signature = f"{source.identity}, {digest(self.files)}"
+            self.name = name or Path(source.name).name
         else:
             path = Path(place)
             self._rows = _file_rows(f"{flag} {spec}", path)
             self.total = None
-            self.signature = f"{path.name}, {path.stat().st_size} bytes"
-            self.name = named[1] if named else path.stem
+            self.files = [path]
+            self.signature = f"{path.name}, {digest(self.files)}"
+            self.name = name or path.stem
         if "/" in self.name:
             raise FastMTPError(f"{flag} {spec}: the name {self.name} must not hold a slash")
 
     def conversations(self) -> Iterator[Conversation | BadRowError]:
         """Yield every row's conversation, or what is wrong with it; starts anew with every call."""
-        for row in self._rows() if callable(self._rows) else self._rows:
+        for row in self._rows():
             try:
                 yield parse_conversation(row, self._column)
             except BadRowError as error:
@@ -87,16 +94,16 @@ def read_starts(path: Path, flag: str = "--prompt-starts") -> list[str]:
     Raises FastMTPError when the file is missing, holds none or is not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise FastMTPError(f"{flag} {path}: cannot be read ({error})") from error
+        lines = read_text(path, name=f"{flag} {path}").splitlines()
+    except OSError as error:
+        raise FastMTPError(f"{flag} {path}: cannot be read ({error.strerror})") from error
     starts = [line.strip() for line in lines if line.strip()]
     if not starts:
         raise FastMTPError(f"{flag} {path}: holds no lines")
     return starts
 
 
-def _file_rows(given: str, path: Path) -> Any:
+def _file_rows(given: str, path: Path) -> Callable[[], Iterator[Any]]:
     """Return a function that iterates over the rows of a file; `given` begins the errors."""
     readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
     if not path.is_file():
@@ -108,21 +115,12 @@ def _file_rows(given: str, path: Path) -> Any:
 
 
 def _jsonl(given: str, path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise FastMTPError(f"{given}: line {number} is not valid JSON ({error})") from error
+    for row in read_jsonl(path, name=given):
+        yield row.content
 
 
 def _json(given: str, path: Path) -> Iterator[Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise FastMTPError(f"{given}: not valid JSON ({error})") from error
+    content = read_json(path, name=given)
     if not isinstance(content, list):
         raise FastMTPError(f"{given}: must hold a list of conversations")
     yield from content

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.jsonl import read_jsonl
 
 # In the folder that `fastmtp distill` fills.
 MANIFEST = "manifest.json"
@@ -85,15 +86,22 @@ def json_line(content: dict[str, Any]) -> bytes:
 def parse_record(line: bytes, place: str) -> Record:
     """Read one line back; `place` names it in the FastMTPError for a line that is no record."""
     try:
-        return Record.model_validate(json.loads(line))
+        content = json.loads(line)
+    except ValueError as error:
+        raise FastMTPError(f"{place}: not valid JSON ({error})") from error
+    return check_record(content, place)
+
+
+def check_record(content: Any, place: str) -> Record:
+    """Return what a line holds as a record; raises FastMTPError as above."""
+    try:
+        return Record.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the line"
         raise FastMTPError(
             f"{place}: {field}: {first['msg'].lower()}; this is no record of `fastmtp distill`"
         ) from error
-    except ValueError as error:
-        raise FastMTPError(f"{place}: not valid JSON ({error})") from error
 
 
 def record_files(paths: Sequence[Path]) -> list[Path]:
@@ -108,7 +116,7 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
             continue
         # A folder of `fastmtp distill` may by now also hold a cleaned file.
         pattern = "shard-*.jsonl" if (path / MANIFEST).is_file() else "*.jsonl"
-        found = sorted(path.glob(pattern)) if path.is_dir() else []
+        found = sorted(file for file in path.glob(pattern) if file.is_file())
         if not found:
             missing = f"holds no finished shard ({pattern})" if path.is_dir() else "does not exist"
             raise FastMTPError(f"{path} {missing}: give what `fastmtp distill --output` wrote")
@@ -119,7 +127,5 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
 def read_records(paths: Sequence[Path]) -> Iterator[Record]:
     """Yield the records of files and folders of shards; raises FastMTPError as above."""
     for file in record_files(paths):
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield parse_record(line, f"{file}, line {number}")
+        for row in read_jsonl(file):
+            yield check_record(row.content, row.place)

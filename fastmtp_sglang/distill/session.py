@@ -151,7 +151,7 @@ def check_tokenizers(
     """
     expected = target.encode(_PROBE)
     body = {"prompt": _PROBE, "add_special_tokens": False}
-    with http_client.client(api_key, timeout=30) as client:
+    with http_client.client(api_key, 30, urls) as client:
         for url in urls:
             try:
                 response = client.post(f"{url.rstrip('/')}/tokenize", json=body)
@@ -164,7 +164,7 @@ def check_tokenizers(
                     f"{url} does not tokenize (HTTP {response.status_code}): whether it serves "
                     f"the model {target.path} is not checked"
                 )
-            elif response.json().get("tokens") != expected:
+            elif http_client.json_object(response, url, "--endpoint").get("tokens") != expected:
                 raise FastMTPError(
                     f"--endpoint {url}: its tokenizer is not that of --model {target.path}; give "
                     "the model that it serves"

@@ -39,8 +39,10 @@ class Finding:
     fix: str | None = None
 
 
-def diagnose(model: str | None = None, draft: Path | None = None) -> Iterator[Finding]:
-    """Yield the findings about this environment, and about `model` and `draft` if given."""
+def diagnose(
+    model: str | None = None, draft: Path | None = None, vocabulary: Path | None = None
+) -> Iterator[Finding]:
+    """Yield the findings about this environment, and about a model and what drafts for it."""
     problems = False
     for check in (versions, hooks, installation, whitelist, platform_choice, device):
         for finding in check():
@@ -50,7 +52,7 @@ def diagnose(model: str | None = None, draft: Path | None = None) -> Iterator[Fi
         yield registration()
     yield embedded_model()
     if model is not None:
-        yield from model_and_head(model, draft)
+        yield from model_and_head(model, draft, vocabulary)
 
 
 def versions() -> Iterator[Finding]:
@@ -216,12 +218,19 @@ def embedded_model() -> Finding:
         return Finding("embedded model", f"not available: {error}")
 
 
-def model_and_head(model: str, draft: Path | None) -> Iterator[Finding]:
-    """Check that the draft (None: the model's own MTP layer) can draft for `model`."""
+def model_and_head(
+    model: str, draft: Path | None, vocabulary: Path | None = None
+) -> Iterator[Finding]:
+    """Check that the draft (None: the model's own MTP layer) can draft for `model`.
+
+    So is the draft vocabulary, None for the one beside the head, with which it would be served.
+    """
     from fastmtp_sglang.head.compatibility import check_compatible
     from fastmtp_sglang.models import smollm2
     from fastmtp_sglang.servers.launch import require_directory
+    from fastmtp_sglang.vocabulary.fit import beside_head, load_for
 
+    name = "model and head"
     try:
         require_directory("--model", model)
         target = model
@@ -229,18 +238,22 @@ def model_and_head(model: str, draft: Path | None) -> Iterator[Finding]:
             target = str(smollm2.checkpoint())
             draft = draft or smollm2.draft_head().path
         check_compatible(target, draft)
+        yield Finding(name, f"{draft or 'its own MTP layer'} drafts for {model}")
+        name = "draft vocabulary"
+        vocabulary = vocabulary or beside_head(draft or target)
+        if vocabulary is not None:
+            load_for(vocabulary, target)
+            yield Finding(name, f"{vocabulary} fits {model}")
     except FastMTPError as error:
         # Our messages end with the way out, as a sentence of its own where there are several.
         reason, _, fix = " ".join(str(error).split()).rpartition(". ")
-        yield Finding("model and head", reason or "refused", fix)
+        yield Finding(name, reason or "refused", fix)
     except (OSError, ValueError) as error:  # what transformers raises for what it cannot read
         yield Finding(
-            "model and head",
+            name,
             f"cannot be read: {str(error).strip().splitlines()[0]}",
             "give directories with a config.json, or Hugging Face names that this machine can load",
         )
-    else:
-        yield Finding("model and head", f"{draft or 'its own MTP layer'} drafts for {model}")
 
 
 def _our_platform() -> str | None:

@@ -24,6 +24,7 @@ Progress = Callable[[str], None]
 MANIFEST = "manifest.json"
 # Hashing 500 MB of weights at every start would cost a second; the small files cost nothing.
 _HASHED_ON_EVERY_USE = 16 * 1024**2
+_ANOTHER = "set FASTMTP_CACHE to a directory that has room and can be written"
 
 
 def silent(message: str) -> None:
@@ -31,11 +32,17 @@ def silent(message: str) -> None:
 
 
 def directory() -> Path:
-    """Return the cache: $FASTMTP_CACHE, else $XDG_CACHE_HOME/fastmtp, else ~/.cache/fastmtp."""
-    if own := os.environ.get("FASTMTP_CACHE"):
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastmtp"
+    """Return the cache: $FASTMTP_CACHE, else $XDG_CACHE_HOME/fastmtp, else ~/.cache/fastmtp.
+
+    Raises FastMTPError for a user without a home.
+    """
+    try:
+        if own := os.environ.get("FASTMTP_CACHE"):
+            return Path(own).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "fastmtp"
+    except RuntimeError as error:
+        raise FastMTPError(f"there is no home for the cache ({error}): {_ANOTHER}") from error
 
 
 def built(
@@ -142,6 +149,10 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress(f"waiting for another process that holds {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise FastMTPError(
+                f"{path}: its file system has no locks ({error.strerror}); {_ANOTHER}"
+            ) from error
         yield
 
 
@@ -162,6 +173,5 @@ def _writable(cache: Path) -> Iterator[None]:
         ):
             raise
         raise FastMTPError(
-            f"cannot write to the cache {cache}: {error.strerror}; "
-            "set FASTMTP_CACHE to a directory that has room and can be written"
+            f"cannot write to the cache {cache}: {error.strerror}; {_ANOTHER}"
         ) from error

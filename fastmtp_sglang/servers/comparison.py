@@ -49,7 +49,7 @@ def ask(
     began = time.perf_counter()
     try:
         with (
-            http_client.client(None, _TIMEOUT_SECONDS) as client,
+            http_client.client(None, _TIMEOUT_SECONDS, [url]) as client,
             client.stream("POST", f"{url}/generate", json=body) as response,
         ):
             if response.status_code != 200:

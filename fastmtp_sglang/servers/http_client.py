@@ -1,11 +1,16 @@
 """HTTP to a running server, for its users: benchmarks, distillation, the demo.
 
-Clients that carry the API key and use no proxy, what a refusal means for whoever typed the command,
-which failures may pass, and server-sent events. Errors name the option (`flag`) that gave the URL.
+Clients that carry the API key, what a refusal means for whoever typed the command, which failures
+may pass and when, and server-sent events. Errors name the option (`flag`) that gave the URL.
+Certificates and proxies are those of the environment (SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY),
+but no proxy is asked for this machine itself.
 """
 
+import email.utils
+import ipaddress
 import random
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,20 +23,25 @@ _LONGEST_PAUSE = 30.0
 _CONNECT_SECONDS = 10.0
 
 
-def client(api_key: str | None, timeout: float) -> httpx.Client:
-    """A client for one request at a time; `timeout` as for `AsyncSession`."""
-    return httpx.Client(**_settings(api_key, timeout))
+def client(api_key: str | None, timeout: float, urls: Sequence[str]) -> httpx.Client:
+    """A client for one request at a time; arguments and errors as for `AsyncSession`."""
+    return _made(httpx.Client, api_key, timeout, urls)
 
 
 class AsyncSession:
     """An async context manager that holds the connections of any number of requests at a time.
 
-    `timeout` is the seconds without a byte after which a request fails; connecting has 10.
+    `timeout` is the seconds without a byte after which a request fails; connecting has 10. `urls`
+    are the servers that it is for. Raises FastMTPError when one is no URL, or for an environment
+    variable about certificates or proxies that cannot be followed.
     """
 
-    def __init__(self, api_key: str | None, timeout: float) -> None:
-        self._client = httpx.AsyncClient(
-            **_settings(api_key, timeout),
+    def __init__(self, api_key: str | None, timeout: float, urls: Sequence[str]) -> None:
+        self._client = _made(
+            httpx.AsyncClient,
+            api_key,
+            timeout,
+            urls,
             # How many requests are in flight is the caller's business.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
@@ -52,13 +62,54 @@ class AsyncSession:
         await self._client.aclose()
 
 
-def _settings(api_key: str | None, timeout: float) -> dict[str, Any]:
-    return {
-        "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
-        "timeout": httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
-        # A proxy of the environment cannot reach loopback, nor should it see the key.
-        "trust_env": False,
-    }
+def _made(
+    kind: Callable[..., Any],
+    api_key: str | None,
+    timeout: float,
+    urls: Sequence[str],
+    **options: Any,
+) -> Any:
+    hosts = [_host(url) for url in urls]
+    local = [host for host in hosts if _is_local(host)]
+    try:
+        certificates = httpx.create_ssl_context()
+    except OSError as error:
+        raise FastMTPError(
+            f"SSL_CERT_FILE or SSL_CERT_DIR: holds no certificates ({error}): correct or unset it"
+        ) from error
+    try:
+        return kind(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
+            verify=certificates,
+            # A proxy cannot reach this machine's loopback, nor should it see the key.
+            trust_env=len(local) < len(hosts),
+            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None for host in local},
+            **options,
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise FastMTPError(
+            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: cannot be used ({error}): correct or unset it, "
+            "or name the server in NO_PROXY"
+        ) from error
+
+
+def _host(url: str) -> str:
+    try:
+        return httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise FastMTPError(
+            f"{url}: is no URL ({error}): give one such as http://127.0.0.1:30000"
+        ) from error
+
+
+def _is_local(host: str) -> bool:
+    """Whether a host is this machine: the loopback, or the address of all its networks."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def may_pass(status: int) -> bool:
@@ -69,6 +120,18 @@ def may_pass(status: int) -> bool:
 def pause_before(attempt: int, first: float = FIRST_PAUSE) -> float:
     """Seconds to wait after attempt 1, 2, ... has failed; spread, so that clients do not march."""
     return min(_LONGEST_PAUSE, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """The seconds that a server asks to wait before the next request, None where it does not."""
+    text = response.headers.get("Retry-After", "")
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() - time.time())
 
 
 def words(error: httpx.HTTPError) -> str:

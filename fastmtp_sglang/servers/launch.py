@@ -4,18 +4,15 @@ Fills in the embedded model's paths and the flags that turn FASTMTP on, and leav
 decision to SGLang and to our plugin inside it.
 """
 
-import errno
-import itertools
-import socket
 from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
 from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.servers.address import last_value
 from fastmtp_sglang.servers.server_process import launch_prefix
 
 _MODEL_FLAGS = ("--model-path", "--model")
-_SGLANG_PORT = "30000"
 
 
 def command(
@@ -53,10 +50,10 @@ def command(
     flags: list[str] = []
     if model == smollm2.NAME:
         path = str(smollm2.checkpoint(progress))
-        by_hand = dtype or _last_value(sglang_flags, "--dtype")
+        by_hand = dtype or last_value(sglang_flags, "--dtype")
         flags += smollm2.serve_flags(by_hand)
         if by_hand is None:
-            progress(f"serving in {_last_value(flags, '--dtype')}; --dtype overrides")
+            progress(f"serving in {last_value(flags, '--dtype')}; --dtype overrides")
         if speculation and draft is None:
             head = smollm2.draft_head(num_steps, progress=progress)
             draft, num_steps = str(head.path), num_steps or head.num_steps
@@ -85,6 +82,30 @@ def speculation_flags(
     return flags
 
 
+def check_speculation(arguments: list[str]) -> None:
+    """Refuse a head or a draft vocabulary that does not fit, half a minute before SGLang would.
+
+    `arguments` are those of `sglang serve` with FASTMTP. What lies on this machine is checked.
+    Raises FastMTPError.
+    """
+    from fastmtp_sglang.head.compatibility import check_compatible
+    from fastmtp_sglang.vocabulary.fit import beside_head, load_for
+
+    target = last_value(arguments, "--model-path")
+    head = last_value(arguments, "--speculative-draft-model-path")
+    if target is None or not all(Path(path).is_dir() for path in (target, head or target)):
+        return
+    try:
+        check_compatible(target, head)
+        vocabulary = last_value(arguments, "--speculative-token-map") or beside_head(head or target)
+        if vocabulary is not None:
+            load_for(vocabulary, target)
+    except FastMTPError:
+        raise
+    except (OSError, ValueError):  # SGLang reads more than transformers alone does
+        return
+
+
 def require_directory(name: str, value: str) -> None:
     """Refuse what can only be a local path and is not there: SGLang would try to download it.
 
@@ -96,39 +117,6 @@ def require_directory(name: str, value: str) -> None:
             f"{name} {value} is not a directory: give an existing one, "
             "or a Hugging Face name such as Qwen/Qwen3-8B"
         )
-
-
-def require_free_port(arguments: list[str]) -> None:
-    """Refuse a port that another server has: SGLang would load the model before it finds out.
-
-    `arguments` are those of `sglang serve`. Raises FastMTPError.
-    """
-    port = _last_value(arguments, "--port")
-    if port is None and _last_value(arguments, "--config") is not None:
-        return  # the file may name one
-    host, port = _last_value(arguments, "--host") or "127.0.0.1", port or _SGLANG_PORT
-    if not port.isdecimal():
-        return  # SGLang says what is wrong with it
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, int(port)), family=family).close()
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
-            raise FastMTPError(
-                f"--port {port} is in use on {host}, maybe by another server: "
-                "choose another with `-- --port N`."
-            ) from error
-
-
-def _last_value(arguments: list[str], flag: str) -> str | None:
-    """What SGLang's parser takes for `flag`: the last one given, in either spelling."""
-    value = None
-    for given, following in itertools.zip_longest(arguments, arguments[1:]):
-        if given == flag:
-            value = following
-        elif given.startswith(f"{flag}="):
-            value = given.removeprefix(f"{flag}=")
-    return value
 
 
 def _refuse_with_baseline(options: dict[str, object]) -> None:

@@ -25,8 +25,14 @@ from typing import Self
 
 import httpx
 
-from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.errors import ERROR, FastMTPError
 from fastmtp_sglang.servers import http_client
+from fastmtp_sglang.servers.address import (
+    given_port,
+    local_host,
+    require_free_port,
+    require_temporary_folder,
+)
 
 # Called about twice a second during the start with the seconds passed and the log's last line.
 OnWait = Callable[[float, str], None]
@@ -65,9 +71,10 @@ def free_port() -> int:
 class ServerProcess:
     """One `sglang serve` process; a context manager whose body runs while the server answers.
 
-    `env` is laid over this process's environment (None removes a name). Without `log_path` the log
-    is a temporary file that survives only a failure. A watchdog process ends the server even when
-    this process is killed.
+    `env` is laid over this process's environment (None removes a name). A `--port` or `--host`
+    among `args` wins, as it does for the server. Without `log_path` the log is a temporary file
+    that survives only a failure. A watchdog process ends the server even when this process is
+    killed.
     """
 
     def __init__(
@@ -81,8 +88,8 @@ class ServerProcess:
         start_timeout: float = 600.0,
         on_wait: OnWait | None = None,
     ) -> None:
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port = given_port(args) or port or free_port()
+        self.url = f"http://{local_host(args)}:{self.port}"
         self.command = [
             *launch_prefix(),
             *("--model-path", str(model), "--host", "127.0.0.1", "--port", str(self.port)),
@@ -131,6 +138,8 @@ class ServerProcess:
         """
         if self._process is not None:
             raise RuntimeError("this server is already running")
+        require_temporary_folder()
+        require_free_port(self.command)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -180,8 +189,12 @@ class ServerProcess:
     def check_alive(self) -> None:
         """Raise FastMTPError with the end of the log if the server has ended by itself."""
         code = self._process.poll() if self._process else None
-        if code is not None:
-            raise FastMTPError(self._describe(f"the server ended with exit code {code}"))
+        if code is None:
+            return
+        last = self.log_tail(1)
+        if last.startswith(ERROR):  # of our plugin in it, which refuses to start
+            raise FastMTPError(f"{last.removeprefix(ERROR)} (log: {self.log_path})")
+        raise FastMTPError(self._describe(f"the server ended with exit code {code}"))
 
     def log_tail(self, lines: int = _TAIL_LINES) -> str:
         """Return the last lines of the log."""
@@ -197,7 +210,7 @@ class ServerProcess:
     def _await_health(self) -> None:
         began = time.monotonic()
         # SGLang answers after generating one token, which takes it a second at least.
-        with http_client.client(None, timeout=30) as client:
+        with http_client.client(None, 30, [self.url]) as client:
             while not self._healthy(client):
                 self.check_alive()
                 waited = time.monotonic() - began

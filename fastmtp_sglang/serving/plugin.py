@@ -9,6 +9,7 @@ import logging
 
 from fastmtp_sglang.contract import compat
 from fastmtp_sglang.contract.identity import ALGORITHM, announce
+from fastmtp_sglang.serving import refusals
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ def register() -> None:
     When the installed SGLang does not have the hooks that we build on, one error says what differs
     and what to do, and nothing is registered: SGLang keeps working without us.
     """
+    refusals.install()
     mismatches = compat.check()
     if mismatches:
         logger.error(compat.report(mismatches))

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fastmtp_sglang.head.module import FastMTPHead
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
 
 def model_card(
@@ -41,7 +42,7 @@ def model_card(
     ]
     if vocabulary:
         lines += [
-            f"`{vocabulary.name}` is the draft vocabulary it was trained with; serving uses it.",
+            f"`{FILE_NAME}` is its draft vocabulary: serving drafts from those tokens.",
             "",
         ]
     if metrics:

@@ -7,8 +7,9 @@ head that was trained before (arXiv 2509.18362, section 4.1).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -133,29 +134,44 @@ class TrainConfig(_Section):
     log_every: int = Field(default=10, ge=1)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainConfig:
     """Read a YAML file and apply overrides such as `optimizer.learning_rate=1e-3`.
+
+    `flags` are values by their keys that are taken as they are, last: nobody writes YAML where a
+    path is asked for.
 
     Raises:
         FastMTPError: the file is missing or no mapping, a key is unknown or a value invalid.
     """
     try:
-        fields = yaml.safe_load(path.read_text())
+        fields = _yaml(path.read_bytes(), f"configuration {path}")
     except OSError as error:
         raise FastMTPError(f"configuration {path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise FastMTPError(f"configuration {path} is not valid YAML: {error}") from error
     if not isinstance(fields, dict):
         raise FastMTPError(f"configuration {path} must be a mapping of keys, see configs/train.")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise FastMTPError(f"--set {override}: write key=value, such as optimizer.epochs=1.")
-        _set(fields, key.split("."), yaml.safe_load(value), override)
+        _set(fields, key.split("."), _yaml(value, f"--set {override}"), override)
+    for key, value in flags.items():
+        _set(fields, key.split("."), value, key)
     try:
         return TrainConfig.model_validate(fields)
     except ValidationError as error:
         raise FastMTPError(f"configuration {path}: {_explain(error)}") from error
+
+
+def _yaml(text: bytes | str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 13th month
+        words = " ".join(str(error).split())
+        raise FastMTPError(f"{name} is not valid YAML: {words}") from error
 
 
 def _set(fields: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

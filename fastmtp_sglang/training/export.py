@@ -16,6 +16,7 @@ from fastmtp_sglang.head.config import FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.card import model_card
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
+from fastmtp_sglang.vocabulary.fit import beside_head, load_for
 
 # Recipe and figures of a run, beside the weights; the card is written from it.
 RUN_FILE = "training.json"
@@ -39,20 +40,22 @@ def export_head(
         bfloat16: store the weights in bfloat16; else in the source's dtype.
 
     Raises:
-        FastMTPError: `source` is no head or not one of `target`, or `out` exists.
+        FastMTPError: `source` or `vocabulary` is none or not one of `target`, or `out` exists.
     """
     if not (source / "config.json").is_file():
         raise FastMTPError(f"{source} holds no config.json: give a checkpoint or head directory.")
     check_compatible(target, source)
+    chosen = vocabulary or beside_head(source)
+    if chosen is not None:
+        load_for(chosen, target)
     head = FastMTPHead.from_pretrained(source, dtype=torch.bfloat16 if bfloat16 else "auto")
-    beside = source / FILE_NAME
     recorded = source / RUN_FILE
     write_head(
         head.config,
         head.state_dict(),
         out,
         target=target,
-        vocabulary=vocabulary or (beside if beside.is_file() else None),
+        vocabulary=chosen,
         run=json.loads(recorded.read_text()) if recorded.is_file() else {},
     )
 
@@ -73,7 +76,7 @@ def write_head(
         weights: the state dict of a `FastMTPHead`, all of one dtype.
         out: directory to create; it must not exist.
         target: what the card calls the target.
-        vocabulary: a draft vocabulary file, or None.
+        vocabulary: a draft vocabulary file that fits `target`, or None.
         run: `recipe` and `metrics` of the training run, or nothing.
 
     Raises:

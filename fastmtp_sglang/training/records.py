@@ -9,7 +9,6 @@ conversation (`files.conversations`) are tokenized with the chat template, see `
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from fastmtp_sglang.distill.records import record_files
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.conversations import FIELDS, BadRowError, read_chat
+from fastmtp_sglang.files.jsonl import read_jsonl
 from fastmtp_sglang.training.answers import answered
 from fastmtp_sglang.training.corpus import Corpus, Spans
 from fastmtp_sglang.vocabulary.target import Target
@@ -54,15 +54,11 @@ def read_turns(
         FastMTPError: a path is missing, a line is no record, or a mask cannot be derived.
     """
     for path in record_files(paths):
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                place = f"{path}, line {number}"
-                try:
-                    yield from _turns_of(line, place, target)
-                except BadRowError as error:
-                    skipped(f"{place}: the conversation {error}")
+        for row in read_jsonl(path):
+            try:
+                yield from _turns_of(row.content, row.place, target)
+            except BadRowError as error:
+                skipped(f"{row.place}: the conversation {error}")
 
 
 def documents(turns: Iterable[Turn], max_length: int) -> Corpus:
@@ -108,9 +104,8 @@ def _append(corpus: Corpus, ids: np.ndarray, spans: Spans, max_length: int) -> N
         corpus.append(ids[:max_length], within)
 
 
-def _turns_of(line: bytes, place: str, target: Target) -> list[Turn]:
+def _turns_of(record: Any, place: str, target: Target) -> list[Turn]:
     try:
-        record = json.loads(line)
         if not isinstance(record, dict):
             raise TypeError(f"it is a {type(record).__name__}")
         names = [record.get("conversation"), record.get("id"), place]

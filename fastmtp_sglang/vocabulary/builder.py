@@ -179,8 +179,10 @@ def cut(
 
 
 def token_texts(target: Target, ids: Sequence[int]) -> list[str]:
-    """Return tokens as text; bytes that are no text alone show as U+FFFD."""
-    return [(target.token_bytes[index] or b"").decode("utf-8", "replace") for index in ids]
+    """Return tokens as text; bytes that are no text alone show as U+FFFD, an id without as ""."""
+    known = target.token_bytes
+    tokens = [known[index] if index < len(known) else None for index in ids]
+    return [(token or b"").decode("utf-8", "replace") for token in tokens]
 
 
 def _fits(ranked: RankedList, size: int) -> bool:
@@ -228,8 +230,9 @@ def _notes(
         for size in options.candidates
         if not _fits(some, size)
     ]
-    for language in sorted(set(counts.counted) - set(ranked)):
-        tokens = int(counts.counted[language].sum())
+    together = counts.together
+    for language in sorted(set(together) - set(ranked)):
+        tokens = int(together[language].sum())
         use = f"the list of '{routes[language]}'" if language in routes else "the full vocabulary"
         notes.append(f"{language}: {tokens} tokens counted, no list; drafts from {use}")
     for language in ranked:

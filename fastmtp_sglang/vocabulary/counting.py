@@ -2,8 +2,8 @@
 
 Counts and the position up to which they count are one file that is replaced atomically, so a run
 that was killed at any moment goes on where its last checkpoint was, without repeating or losing
-a token. Whole documents are held out, evenly spread over each language, to measure coverage on
-text that the ranking has not seen.
+a token. Whole documents are held out, by a hash of their tokens, to measure coverage on text that
+the ranking has not seen: the same ones whatever the order of documents and files.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +21,14 @@ from safetensors.numpy import save as serialize
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically
+from fastmtp_sglang.files.digest import digest
 from fastmtp_sglang.vocabulary.languages import LANGUAGES, UNDECIDED, languages_of_text
 from fastmtp_sglang.vocabulary.sources import Document, Source
 
 # A checkpoint of a 150k vocabulary takes milliseconds; this bounds the work that a kill can lose.
 CHECKPOINT_SECONDS = 10.0
 # Raised when documents are counted in another way, so that an old checkpoint is not continued.
-_COUNTING_VERSION = 1
+_COUNTING_VERSION = 2
 _UNDECIDED_NAME = "undecided"
 
 
@@ -58,13 +60,22 @@ class TokenCounts:
         counts = [*self.counted.values(), *self.heldout.values()]
         return sum(int(count.sum()) for count in counts) + self.undecided
 
+    @property
+    def together(self) -> dict[str, np.ndarray]:
+        """Language -> int64 [vocab_size], occurrences in all documents, held out or not."""
+        nothing = np.zeros(self.vocab_size, dtype=np.int64)
+        return {
+            name: self.counted.get(name, nothing) + self.heldout.get(name, nothing)
+            for name in {**self.counted, **self.heldout}
+        }
+
     def add(self, languages: np.ndarray | str, ids: np.ndarray, heldout_share: float) -> None:
         """Count one document.
 
         Args:
             languages: The label of the whole document, or int64 [n] indices into LANGUAGES.
             ids: int64 [n] token ids in range.
-            heldout_share: Share of each language's documents to hold out.
+            heldout_share: Share of the documents to hold out.
         """
         if isinstance(languages, str):
             parts = {languages: ids}
@@ -74,16 +85,19 @@ class TokenCounts:
         if not parts or not ids.size:
             return
         main = max(parts, key=lambda name: (len(parts[name]), name))
-        index = self.documents.get(main, 0)
-        self.documents[main] = index + 1
-        # True for every 1/share-th document of the language, the first one not among them.
-        is_heldout = int((index + 1) * heldout_share) > int(index * heldout_share)
-        target = self.heldout if is_heldout else self.counted
+        self.documents[main] = self.documents.get(main, 0) + 1
+        target = self.heldout if is_held_out(ids, heldout_share) else self.counted
         for name, part in parts.items():
             if name not in target:
                 target[name] = np.zeros(self.vocab_size, dtype=np.int64)
             found, times = np.unique(part, return_counts=True)
             target[name][found] += times
+
+
+def is_held_out(ids: np.ndarray, share: float) -> bool:
+    """Tell whether a document, int64 [n], is of the held-out share: the same in every run."""
+    number = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
+    return int.from_bytes(number, "big") < share * 2**64
 
 
 def count_tokens(
@@ -104,7 +118,8 @@ def count_tokens(
         tokenizer_fingerprint: A checkpoint of another tokenizer is refused.
         heldout_share: In [0, 1).
         checkpoint: Written while counting and at the end, so that a second run with the same
-            sources reads the counts back.
+            sources reads the counts back. Where their files hold something else by now, they are
+            counted again.
         on_progress: Called after every document and once before the first.
         checkpoint_seconds: Time between two checkpoints.
 
@@ -113,10 +128,18 @@ def count_tokens(
             beyond the vocabulary.
     """
     vocab_size = token_scripts.shape[0]
-    signature = _signature(sources, vocab_size, tokenizer_fingerprint, heldout_share)
-    counts = TokenCounts(vocab_size)
-    if checkpoint.exists():
-        counts = load_checkpoint(checkpoint, signature)
+    signature = _Signature(
+        settings=_hash(
+            _COUNTING_VERSION,
+            vocab_size,
+            tokenizer_fingerprint,
+            heldout_share,
+            *((source.label, source.identity) for source in sources),
+        ),
+        contents=_hash(*(digest(source.files) for source in sources)),
+    )
+    counts = load_checkpoint(checkpoint, signature) if checkpoint.exists() else None
+    counts = counts or TokenCounts(vocab_size)
     on_progress(counts)
     saved_at = time.monotonic()
     for index in range(counts.source, len(sources)):
@@ -145,28 +168,27 @@ def _languages(document: Document, source: Source, token_scripts: torch.Tensor) 
 
 
 def _check_range(document: Document, vocab_size: int, source: Source, position: int) -> None:
-    if document.ids.size and not 0 <= document.ids.min() <= document.ids.max() < vocab_size:
-        raise FastMTPError(
-            f"source {source.spec}: the document at {position} holds token ids from "
-            f"{document.ids.min()} to {document.ids.max()}, but the target has {vocab_size} rows "
-            "in its head. The ids are of another tokenizer; give the model that wrote them."
-        )
+    for ids in (document.ids, document.prompt_ids):
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise FastMTPError(
+                f"source {source.spec}: the document at {position} holds token ids from "
+                f"{ids.min()} to {ids.max()}, but the target has {vocab_size} rows in its head. "
+                "The ids are of another tokenizer; give the model that wrote them."
+            )
 
 
-def _signature(
-    sources: Sequence[Source], vocab_size: int, fingerprint: str, heldout_share: float
-) -> str:
-    inputs = [
-        _COUNTING_VERSION,
-        vocab_size,
-        fingerprint,
-        heldout_share,
-        [[source.label, source.signature] for source in sources],
-    ]
-    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+class _Signature(NamedTuple):
+    """What counts are of: what was asked for, and what the files held."""
+
+    settings: str
+    contents: str
 
 
-def save_checkpoint(path: Path, counts: TokenCounts, signature: str) -> None:
+def _hash(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def save_checkpoint(path: Path, counts: TokenCounts, signature: _Signature) -> None:
     """Replace the checkpoint atomically; only ids that occurred are stored."""
     tensors: dict[str, np.ndarray] = {}
     for kind, group in (("counted", counts.counted), ("heldout", counts.heldout)):
@@ -180,12 +202,12 @@ def save_checkpoint(path: Path, counts: TokenCounts, signature: str) -> None:
         "source": counts.source,
         "position": counts.position,
     }
-    metadata = {"signature": signature, "state": json.dumps(state)}
+    metadata = {**signature._asdict(), "state": json.dumps(state)}
     write_atomically(path, serialize(tensors, metadata=metadata))
 
 
-def load_checkpoint(path: Path, signature: str) -> TokenCounts:
-    """Read a checkpoint back.
+def load_checkpoint(path: Path, signature: _Signature) -> TokenCounts | None:
+    """Read a checkpoint back; None where the files have changed since.
 
     Raises:
         FastMTPError: It is no checkpoint, or of other inputs or settings.
@@ -199,11 +221,13 @@ def load_checkpoint(path: Path, signature: str) -> TokenCounts:
         raise FastMTPError(
             f"{path}: not a checkpoint of token counts ({error}). Delete it, or give --restart."
         ) from error
-    if metadata.get("signature") != signature:
+    if metadata.get("settings") != signature.settings:
         raise FastMTPError(
-            f"{path}: holds counts of other sources, files, a tokenizer or a held-out share than "
-            "these. Give --restart to count from the beginning, or another --output."
+            f"{path}: holds counts of other sources, a tokenizer or a held-out share than these. "
+            "Give --restart to count from the beginning, or another --output."
         )
+    if metadata["contents"] != signature.contents:
+        return None
     state = json.loads(metadata["state"])
     counts = TokenCounts(**state)
     for name, (found, values) in tensors.items():

@@ -33,7 +33,7 @@ FULL_VOCABULARY = "full"
 # The kernel's slot table has one bit a list in an int32 whose sign bit stays clear.
 MAX_LANGUAGES = 30
 
-_LANGUAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+LANGUAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _JSON_KEYS = ("vocab_size", "languages", "scripts", "routes", "source", "coverage", "samples")
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl"}
 
@@ -282,7 +282,7 @@ def _check_languages(languages: Sequence[str], name: str) -> None:
             f"{name}: lists {len(languages)} languages, at most {MAX_LANGUAGES} fit."
         )
     for language in languages:
-        if not _LANGUAGE_NAME.fullmatch(language):
+        if not LANGUAGE_NAME.fullmatch(language):
             raise FastMTPError(
                 f"{name}: '{language}' is no language name; use lower-case letters, digits, '-' "
                 "and '_', such as en or zh."

@@ -26,22 +26,28 @@ class RankedList:
     Attributes:
         ids: int64 [n], all ids of the tokenizer below the target's vocabulary size: those always
             included first, then by counts.
-        counts: int64 [vocab_size].
+        unseen: int64 [n], the same ids ranked without the held-out documents: a prefix of them says
+            how well text that was not counted is covered.
+        counts: int64 [vocab_size], in all documents.
         heldout: int64 [vocab_size].
         required: How many of `ids` are always included.
         documents: How many documents were counted, held-out ones among them.
     """
 
     ids: np.ndarray
+    unseen: np.ndarray
     counts: np.ndarray
     heldout: np.ndarray
     required: int
     documents: int
 
     def coverage(self, size: int) -> float | None:
-        """Return the share of held-out tokens in the first `size` ids; None without any."""
+        """Return the share of held-out tokens in a list of `size`; None without any.
+
+        That list is ranked without them, as text that nobody counted would meet it.
+        """
         total = int(self.heldout.sum())
-        return int(self.heldout[self.ids[:size]].sum()) / total if total else None
+        return int(self.heldout[self.unseen[:size]].sum()) / total if total else None
 
 
 def choose_languages(
@@ -58,7 +64,7 @@ def choose_languages(
     Raises:
         FastMTPError: A requested language was not counted, or nothing was.
     """
-    totals = {name: int(values.sum()) for name, values in counts.counted.items()}
+    totals = {name: int(values.sum()) for name, values in counts.together.items()}
     for name in requested:
         if not totals.get(name):
             raise FastMTPError(
@@ -112,34 +118,32 @@ def rank(
     Args:
         counts: Per list, from `merge_routes`.
         target: Only ids of its tokenizer and below its vocabulary size are ranked.
-        required: Ids always included.
+        required: Ids always included; a stop id without a token is among them.
         languages: Lists to make.
     """
-    eligible = np.array(
-        [
-            index
-            for index, token in enumerate(target.token_bytes[: target.vocab_size])
-            if token is not None
-        ],
-        dtype=np.int64,
-    )
+    tokens = enumerate(target.token_bytes[: target.vocab_size])
+    with_token = {index for index, token in tokens if token is not None}
+    eligible = np.array(sorted(with_token | required), dtype=np.int64)
     is_required = np.isin(eligible, np.array(sorted(required), dtype=np.int64))
-    totals = np.zeros(target.vocab_size, dtype=np.int64)
-    for values in counts.counted.values():
-        totals += values
-    ranked = {}
-    for language in languages:
-        own = counts.counted[language]
+
+    def ranking(counts: Mapping[str, np.ndarray], language: str) -> np.ndarray:
+        totals = sum(counts.values(), np.zeros(target.vocab_size, dtype=np.int64))
         # lexsort sorts by its last key first.
-        order = np.lexsort((eligible, -totals[eligible], -own[eligible], ~is_required))
-        ranked[language] = RankedList(
-            ids=eligible[order],
-            counts=own,
+        keys = (eligible, -totals[eligible], -counts[language][eligible], ~is_required)
+        return eligible[np.lexsort(keys)]
+
+    together = counts.together
+    return {
+        language: RankedList(
+            ids=ranking(together, language),
+            unseen=ranking(counts.counted, language),
+            counts=together[language],
             heldout=counts.heldout[language],
             required=int(is_required.sum()),
             documents=counts.documents[language],
         )
-    return ranked
+        for language in languages
+    }
 
 
 def check_size(ranked: RankedList, size: int, language: str) -> None:

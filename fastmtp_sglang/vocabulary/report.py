@@ -88,7 +88,7 @@ def _curve(chosen: RankedList) -> list[list[float]]:
     total = int(chosen.heldout.sum())
     if not total:
         return []
-    covered = np.cumsum(chosen.heldout[chosen.ids]) / total
+    covered = np.cumsum(chosen.heldout[chosen.unseen]) / total
     points = np.geomspace(max(1, chosen.required), len(chosen.ids), _CURVE_POINTS)
     return [[int(size), float(covered[int(size) - 1])] for size in np.unique(points.astype(int))]
 

@@ -6,17 +6,21 @@ is never held in memory.
 """
 
 import json
-import re
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.files.jsonl import BYTE_ORDER_MARK, Row, decode, read_jsonl, skip_to
+from fastmtp_sglang.files.labels import split_label
+from fastmtp_sglang.vocabulary.draft_vocabulary import LANGUAGE_NAME
 
 # Fields of one line of `fastmtp distill`: token ids, never tokenized again.
 PROMPT_IDS = "prompt_ids"
@@ -25,7 +29,6 @@ ANSWER_IDS = "answer_ids"
 # A document of plain text: some 2,000 tokens, so that small corpora still have held-out documents.
 TEXT_BLOCK = 8192
 
-_LABELLED = re.compile(r"([a-z][a-z0-9_-]{0,31})=(.+)", re.DOTALL)
 _DATASETS = "datasets:"
 _DATASET_OPTIONS = {"config", "split", "column", "data_files"}
 
@@ -49,13 +52,18 @@ class Source(ABC):
 
     @property
     @abstractmethod
+    def files(self) -> list[Path]:
+        """The local files that are read."""
+
+    @property
+    @abstractmethod
     def total(self) -> int | None:
         """Position of the end, None if unknown."""
 
     @property
-    @abstractmethod
-    def signature(self) -> str:
-        """Changes when positions of an earlier run would no longer fit."""
+    def identity(self) -> str:
+        """What it is, whatever its files hold at the moment."""
+        return json.dumps([self.spec, *map(str, self.files)])
 
     @abstractmethod
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
@@ -78,8 +86,12 @@ def open_source(spec: str, encode: Encode) -> Source:
     Raises:
         FastMTPError: No such file, an unknown option, or a folder that mixes kinds.
     """
-    labelled = _LABELLED.fullmatch(spec)
-    label, place = (labelled[1], labelled[2]) if labelled else (None, spec)
+    label, place = split_label(spec)
+    if label is not None and not LANGUAGE_NAME.fullmatch(label):
+        raise FastMTPError(
+            f"source {spec}: no such file or folder, and '{label}' is no language name: lower-case "
+            "letters, digits, '-' and '_', such as en or zh."
+        )
     if place.startswith(_DATASETS):
         return DatasetSource(spec, label, place.removeprefix(_DATASETS), encode)
     files = _files(Path(place))
@@ -95,15 +107,20 @@ def _files(path: Path) -> list[Path]:
         raise FastMTPError(
             f"source {path}: no such file or folder. Data sets are named as {_DATASETS}NAME."
         )
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
-    )
+    files = _all_files(path)
     if not files:
         raise FastMTPError(f"source {path}: the folder holds no files.")
     # A folder of distillation data also holds its settings and reports.
     return [file for file in files if file.suffix == ".jsonl"] or files
+
+
+def _all_files(path: Path) -> list[Path]:
+    """Return the files below a folder, without hidden ones; none where it is no folder."""
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
+    )
 
 
 class _FileSource(Source):
@@ -111,65 +128,58 @@ class _FileSource(Source):
 
     def __init__(self, spec: str, label: str | None, files: list[Path]) -> None:
         super().__init__(spec, label)
-        self.files = files
+        self._files = files
         self.sizes = [file.stat().st_size for file in files]
+
+    @property
+    def files(self) -> list[Path]:
+        return self._files
 
     @property
     def total(self) -> int:
         return sum(self.sizes)
 
-    @property
-    def signature(self) -> str:
-        return json.dumps([[str(file) for file in self.files], self.sizes])
-
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
         before = 0
         for path, size in zip(self.files, self.sizes, strict=True):
             if start < before + size:
-                with path.open("rb") as file:
-                    file.seek(max(0, start - before))
-                    for document in self._read(path, file):
-                        yield document, before + file.tell()
+                for document, end in self._read(path, max(0, start - before)):
+                    yield document, before + end
             before += size
 
     @abstractmethod
-    def _read(self, path: Path, file: BinaryIO) -> Iterator[Document]:
-        """Yield the documents from the file's position on, leaving it after each."""
+    def _read(self, path: Path, start: int) -> Iterator[tuple[Document, int]]:
+        """Yield the documents of a file from byte `start` on, each with the byte after it."""
 
 
 class DistillationSource(_FileSource):
     """Answers that the target wrote itself, one a line."""
 
-    def _read(self, path: Path, file: BinaryIO) -> Iterator[Document]:
-        while True:
-            start = file.tell()
-            line = file.readline()
-            if not line:
-                return
-            if line.strip():
-                yield _distilled(line, f"{path}, line at byte {start}")
+    def _read(self, path: Path, start: int) -> Iterator[tuple[Document, int]]:
+        for row in read_jsonl(path, start=start):
+            yield _distilled(row), row.end
 
 
-def _distilled(line: bytes, place: str) -> Document:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise FastMTPError(f"{place}: not valid JSON ({error}).") from error
+def _distilled(row: Row) -> Document:
+    record = row.content
     if not isinstance(record, dict) or ANSWER_IDS not in record:
         raise FastMTPError(
-            f"{place}: has no field {ANSWER_IDS}, so it is not an answer of `fastmtp distill`. For "
-            "text in JSON give `datasets:json?data_files=FILE&column=FIELD`."
+            f"{row.place}: has no field {ANSWER_IDS}, so it is not an answer of `fastmtp distill`. "
+            "For text in JSON give `datasets:json?data_files=FILE&column=FIELD`."
         )
     return Document(
-        _ids(record[ANSWER_IDS], f"{place}, {ANSWER_IDS}"),
-        _ids(record.get(PROMPT_IDS, []), f"{place}, {PROMPT_IDS}"),
+        _ids(record[ANSWER_IDS], f"{row.place}, {ANSWER_IDS}"),
+        _ids(record.get(PROMPT_IDS, []), f"{row.place}, {PROMPT_IDS}"),
     )
 
 
 def _ids(value: Any, place: str) -> np.ndarray:
     if not isinstance(value, list) or any(type(item) is not int for item in value):
         raise FastMTPError(f"{place}: must be a list of integer token ids.")
-    return np.array(value, dtype=np.int64)
+    try:
+        return np.array(value, dtype=np.int64)
+    except OverflowError as error:
+        raise FastMTPError(f"{place}: holds an integer of more than 64 bits.") from error
 
 
 class TextSource(_FileSource):
@@ -179,23 +189,19 @@ class TextSource(_FileSource):
         super().__init__(spec, label, files)
         self.encode = encode
 
-    def _read(self, path: Path, file: BinaryIO) -> Iterator[Document]:
-        while True:
-            start = file.tell()
-            block = file.read(TEXT_BLOCK)
-            if not block:
-                return
-            if len(block) == TEXT_BLOCK:
-                block = block[: _cut(block)]
-                file.seek(start + len(block))
-            try:
-                text = block.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise FastMTPError(
-                    f"{path}, byte {start + error.start}: not UTF-8 text ({error.reason}). Convert "
-                    "the file, or leave it out."
-                ) from error
-            yield Document(np.array(self.encode(text), dtype=np.int64), _NOTHING)
+    def _read(self, path: Path, start: int) -> Iterator[tuple[Document, int]]:
+        with path.open("rb") as file:
+            line = 1 + skip_to(file, start)
+            while block := file.read(TEXT_BLOCK):
+                if len(block) == TEXT_BLOCK:
+                    block = block[: _cut(block)]
+                    file.seek(start + len(block))
+                text = decode(block, str(path), line, start)
+                if start == 0:
+                    text = text.removeprefix(BYTE_ORDER_MARK)
+                start += len(block)
+                line += block.count(b"\n")
+                yield Document(np.array(self.encode(text), dtype=np.int64), _NOTHING), start
 
 
 def _cut(block: bytes) -> int:
@@ -242,6 +248,8 @@ class DatasetSource(Source):
                 "`pip install 'fastmtp-sglang[bench]'`."
             ) from error
 
+        # It logs what it raises, and the one line of ours says it.
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)
         split = self.options.get("split", "train")
         try:
             if (Path(self.name) / "state.json").is_file():
@@ -258,7 +266,7 @@ class DatasetSource(Source):
         except Exception as error:  # datasets raises its own, fsspec's, pyarrow's and the hub's
             raise FastMTPError(
                 f"source {self.spec}: datasets cannot open it ({type(error).__name__}: "
-                f"{str(error).strip()[:200]})."
+                f"{' '.join(str(error).split())[:200]})."
             ) from error
 
     @property
@@ -267,13 +275,35 @@ class DatasetSource(Source):
         return getattr(self.rows, "num_rows", None)
 
     @property
-    def signature(self) -> str:
+    def identity(self) -> str:
         """Name, options and, where known, the number of rows."""
         return json.dumps([self.spec, self.total])
 
+    @property
+    def files(self) -> list[Path]:
+        """Those that the options or the name of the data set name, where they are local."""
+        given = glob(self.options.get("data_files", ""))
+        return sorted(file for file in map(Path, given) if file.is_file()) or _all_files(
+            Path(self.name)
+        )
+
+    def read(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the rows from `start` on.
+
+        Raises:
+            FastMTPError: One cannot be read.
+        """
+        try:
+            yield from self.rows.skip(start) if start else self.rows
+        except Exception as error:  # as when it is opened, which reads little of a stream
+            raise FastMTPError(
+                f"source {self.spec}: datasets cannot read it ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]})."
+            ) from error
+
     def documents(self, start: int) -> Iterator[tuple[Document, int]]:
-        """Yield the rows from `start` on."""
-        for position, row in enumerate(self.rows.skip(start), start=start + 1):
+        """Yield the documents of the rows from `start` on."""
+        for position, row in enumerate(self.read(start), start=start + 1):
             place = f"source {self.spec}, row {position - 1}"
             if self.column is None and ANSWER_IDS in row:
                 ids = _ids(row[ANSWER_IDS], f"{place}, {ANSWER_IDS}")

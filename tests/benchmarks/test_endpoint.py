@@ -237,9 +237,34 @@ def test_sglang_is_recognized_and_its_secrets_stay_with_it(server):
 
 def test_what_answers_pages_for_people_is_refused(server):
     """A web application gives its first page for every path."""
-    server.pages["/model_info"] = "<!DOCTYPE html>"
+    server.pages |= dict.fromkeys(("/model_info", "/v1/models"), "<!DOCTYPE html>")
     with pytest.raises(FastMTPError, match=r"--endpoint .*answers .*DOCTYPE.*not a JSON object"):
         connected(server.url)
+
+
+@pytest.mark.parametrize("page", ["<!DOCTYPE html>", [1], {"model": "x"}])
+def test_a_page_for_people_where_sglang_has_its_model_is_another_api(server, page):
+    server.pages["/model_info"] = page
+    server.pages["/v1/models"] = {"data": [{"id": "m", "owned_by": "someone"}]}
+
+    async def once():
+        endpoint, told = await connect(server.url)
+        await endpoint.close()
+        return told
+
+    assert asyncio.run(once()) == {"api": "openai", "model_path": "m", "server": "someone"}
+    for data in ({}, [], [{}], [{"id": 5}], ["m"], "m"):
+        server.pages["/v1/models"] = {"data": data}
+        with pytest.raises(FastMTPError, match="/v1/models names no model"):
+            asyncio.run(once())
+
+
+def test_a_server_that_says_how_long_to_wait_is_waited_for(server):
+    server.first = [(429, {"error": "full"}, {"Retry-After": "1"})]
+    began = time.monotonic()
+    answer = ask(server, pause=0.0)
+    assert (answer.error, answer.attempts) == (None, 2)
+    assert time.monotonic() - began >= 1
 
 
 def test_what_is_no_server_of_that_kind_is_refused(server):

@@ -106,6 +106,22 @@ def test_kill_ends_the_run_and_says_how_to_go_on(endpoint, command, tmp_path, nu
     assert len(answered_in(tmp_path / "out")) == 60
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(endpoint, command, tmp_path, number):
+    """`nohup fastmtp distill ... &` outlives its terminal."""
+    endpoint.seconds = 0.15
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, *command],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
+    )
+    while process.poll() is None and not answered_in(tmp_path / "out"):
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 0
+    assert len(answered_in(tmp_path / "out")) == 60
+
+
 def test_summary_counts_and_shows_languages(endpoint, command):
     endpoint.answer = lambda text, _: "这是一个关于长城的很长的回答。" * 2
     endpoint.cut = lambda text: "a1" in text

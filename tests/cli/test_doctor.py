@@ -5,13 +5,17 @@ Alone: pytest tests/cli/test_doctor.py
 
 import importlib.metadata
 import json
+import random
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import tiny_models as models
+import torch
 import typer
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import doctor
@@ -21,7 +25,9 @@ from fastmtp_sglang.doctor.diagnosis import Finding
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head import compatibility
 from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.serving import cpu
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
 VARIABLES = ("SGLANG_PLUGINS", "SGLANG_PLATFORM", "SGLANG_USE_CPU_ENGINE", "FASTMTP_CPU")
 
@@ -261,6 +267,30 @@ def test_model_and_head_that_fit(monkeypatch, tmp_path):
     (finding,) = diagnosis.model_and_head(str(tmp_path), None)
     assert finding == Finding("model and head", f"its own MTP layer drafts for {tmp_path}")
     assert asked == [(str(tmp_path), None)]
+
+
+def test_a_draft_vocabulary_that_serving_refuses_is_a_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr(compatibility, "check_compatible", lambda *pair: None)
+    beside = tmp_path / "head" / FILE_NAME
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(random.Random(0).randbytes(2000))
+    given = tmp_path / "v.safetensors"
+    models.target(tmp_path / "m")
+    for vocabulary, path in ((None, beside), (given, given)):
+        found = list(diagnosis.model_and_head(str(tmp_path / "m"), tmp_path / "head", vocabulary))
+        assert [finding.name for finding in found] == ["model and head", "draft vocabulary"]
+        assert f"draft vocabulary {path}" in f"{found[1].found} {found[1].fix}"
+        assert found[1].fix
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    DraftVocabulary(
+        vocab_size=49152,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        ids={"en": torch.tensor([1, 2])},
+        token_scripts=torch.zeros(49152, dtype=torch.int8),
+        routes={},
+    ).save(given)
+    *_, last = diagnosis.model_and_head(str(tmp_path / "m"), tmp_path / "head", given)
+    assert last == Finding("draft vocabulary", f"{given} fits {tmp_path / 'm'}")
 
 
 def test_the_embedded_model_brings_its_head(monkeypatch, tmp_path):

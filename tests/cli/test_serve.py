@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from fastmtp_sglang.cli import serve
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
-from fastmtp_sglang.servers import launch
+from fastmtp_sglang.servers import address, launch
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
 SPECULATION = ["--speculative-algorithm", "FASTMTP"]
 
@@ -23,7 +24,7 @@ SPECULATION = ["--speculative-algorithm", "FASTMTP"]
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch):
     monkeypatch.setattr(launch, "launch_prefix", lambda: ["sglang", "serve"])
-    monkeypatch.setattr(launch, "_SGLANG_PORT", "0")  # another server may run here
+    monkeypatch.setattr(address, "_SGLANG_PORT", "0")  # another server may run here
 
 
 @pytest.fixture
@@ -120,6 +121,25 @@ def test_a_draft_of_another_target_is_refused_before_sglang_starts(run, tmp_path
     result, became = run(str(tmp_path / "target"), "--draft", str(tmp_path / "other"))
     assert isinstance(result.exception, FastMTPError)
     assert "no MTP head" in str(result.exception)
+    assert not became
+
+
+@pytest.mark.parametrize("place", ["--vocabulary", "a flag", "beside"])
+def test_a_draft_vocabulary_that_does_not_fit_is_refused_before_sglang_starts(run, tmp_path, place):
+    models.target(tmp_path / "target", "llama")
+    models.random_head(tmp_path / "target", tmp_path / "head")
+    path = tmp_path / ("head/" + FILE_NAME if place == "beside" else "v.safetensors")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"no vocabulary")
+    given = {
+        "--vocabulary": ["--vocabulary", str(path)],
+        "a flag": ["--", "--speculative-token-map", str(path)],
+        "beside": [],
+    }[place]
+    arguments = [str(tmp_path / "target"), "--draft", str(tmp_path / "head")]
+    result, became = run(*arguments, *given)
+    assert isinstance(result.exception, FastMTPError)
+    assert f"draft vocabulary {path}: not a safetensors file" in str(result.exception)
     assert not became
 
 

@@ -35,10 +35,11 @@ def run(*arguments: object) -> str:
 def answers(tmp_path: Path, tiny: Target, texts: dict[str, str]) -> Path:
     path = tmp_path / "answers.jsonl"
     lines = [
-        json.dumps({"prompt_ids": [], "answer_ids": tiny.encode(texts[language])})
+        json.dumps({"prompt_ids": [], "answer_ids": tiny.encode(f"{texts[language]} {number}")})
         for language in ("en", "zh")
+        for number in range(40)
     ]
-    path.write_text("\n".join(lines * 20) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -71,14 +72,14 @@ def test_build_show_and_serve(tmp_path: Path, tiny_folder: Path, tiny: Target, a
     assert report["languages"]["zh"]["written"] == 500
     assert (tmp_path / "v.report.png").read_bytes().startswith(b"\x89PNG")
 
-    shown = run("show", output, "--tokens", 250)
+    shown = run("show", output, "--tokens", 300)
     assert "for 760 rows of head" in shown
     assert tiny.fingerprint in shown
     assert "100.00 %" in shown
     assert "shared ids" in shown
     together = {index for ids in vocabulary.ids.values() for index in ids.tolist()}
     assert f"all lists together: {len(together)} ids" in shown
-    assert "en, 250 tokens:" in shown
+    assert "en, 300 tokens:" in shown
     assert '"\\n"' in shown
     assert '"，' in shown
 
@@ -96,10 +97,9 @@ def test_restart_counts_again(tmp_path: Path, tiny_folder: Path, answers: Path):
     arguments = ["build", answers, "--model", tiny_folder, "--output", tmp_path / "v.safetensors"]
     arguments += ["--size", "500", "--no-plot"]
     run(*arguments)
-    answers.write_text(answers.read_text() * 2)
     with pytest.raises(FastMTPError, match="--restart"):
-        run(*arguments)
-    run(*arguments, "--restart")
+        run(*arguments, "--heldout", "0.2")
+    run(*arguments, "--heldout", "0.2", "--restart")
 
 
 def test_import(tmp_path: Path, tiny_folder: Path, tiny: Target):

@@ -218,6 +218,21 @@ def test_evaluations_are_excluded_wherever_they_stand(clean, make, tmp_path, pla
     assert [record["id"] for record in kept] == ["p/1/0/0"]
 
 
+@pytest.mark.parametrize("flag", ["--output", "the report"])
+def test_an_evaluation_is_never_overwritten(clean, make, tmp_path, flag):
+    name = "o.jsonl" if flag == "--output" else "o.report.json"
+    evaluation = tmp_path / name
+    row = {"turns": ["Name a fruit."]}
+    evaluation.write_text(json.dumps([row] if name.endswith(".json") else row))
+    before = evaluation.read_bytes()
+    clean([make(0, sentence(0))], "--model", "smollm2")  # writes in.jsonl
+    evaluation.write_bytes(before)
+    arguments = ["data", "clean", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o.jsonl")]
+    with pytest.raises(FastMTPError, match=rf"^{flag} .*{name}: is also the input"):
+        app([*arguments, "--exclude", str(evaluation)], standalone_mode=False)
+    assert evaluation.read_bytes() == before
+
+
 def test_turns_after_a_dropped_one_go_too(clean, make):
     records = [
         make(0, sentence(0)),
@@ -311,7 +326,7 @@ def test_inputs_and_outputs_that_cannot_be(clean, make, tmp_path):
     out = str(tmp_path / "o.jsonl")
     cases = [
         ([str(tmp_path / "none"), "--output", out], "none does not exist"),
-        ([str(tmp_path), "--output", str(tmp_path / "in.jsonl")], "is among the inputs"),
+        ([str(tmp_path), "--output", str(tmp_path / "in.jsonl")], r"is also the input .*in\.jsonl"),
         ([str(tmp_path), "--output", str(tmp_path / "folder")], r"must be a file .* \.jsonl"),
         ([str(tmp_path), "--output", str(tmp_path / "no" / "o.jsonl")], "folder .* does not exist"),
     ]

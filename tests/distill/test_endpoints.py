@@ -4,6 +4,7 @@ Alone: pytest tests/distill/test_endpoints.py
 """
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -70,6 +71,35 @@ def test_what_may_pass_is_tried_again(endpoint, reply):
     (generation,) = ask(endpoint.url, said=said)
     assert generation.finish_reason == "stop"
     assert said == []
+
+
+def test_an_endpoint_that_asks_to_wait_is_waited_for_and_never_left_out(endpoint):
+    """More often than it would be tried again, and the whole time."""
+    endpoint.replies = [(429, {}, {"Retry-After": "0"})] * 9 + [(503, {}, {"Retry-After": "1"})]
+    said: list[str] = []
+    began = time.monotonic()
+    (generation,) = ask(endpoint.url, said=said)
+    assert generation.finish_reason == "stop"
+    assert time.monotonic() - began >= 1
+    assert said == []
+
+
+def test_an_endpoint_that_only_says_that_it_is_full_is_not_left_out(endpoint):
+    """After four tries a token is asked of it, and it says the same: it lives."""
+    endpoint.replies = [(429, {})] * 12
+    said: list[str] = []
+    (generation,) = ask(endpoint.url, said=said)
+    assert generation.finish_reason == "stop"
+    assert said == []
+
+
+def test_while_one_asks_to_wait_another_is_asked(endpoints):
+    busy, free = endpoints(), endpoints()
+    busy.replies = [(429, {}, {"Retry-After": "600"})] * 8
+    said: list[str] = []
+    answers = ask(busy.url, free.url, times=8, said=said)
+    assert len(answers) == len(free.requests) == 8
+    assert said == [f"{busy.url} asks to wait 600 s: HTTP 429: {{}}"]
 
 
 def test_dead_endpoint_is_left_out_and_the_other_takes_over(endpoint):

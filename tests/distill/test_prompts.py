@@ -110,7 +110,7 @@ def test_refusals_name_the_flag_and_the_remedy(write, tmp_path):
         write("p.csv", ROWS): "give a file of",
         write("empty.jsonl", []): "holds no rows",
         write("bad.jsonl", [{"x": 1}]): "first row has the fields x",
-        str(tmp_path / "broken.jsonl"): "line 1 is not valid JSON",
+        str(tmp_path / "broken.jsonl"): "line 1, byte 1: not valid JSON",
         str(tmp_path / "broken.parquet"): "not a Parquet file",
     }
     for spec, reason in cases.items():

@@ -3,6 +3,8 @@
 Alone: pytest tests/files/test_cache.py
 """
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -43,6 +45,28 @@ def test_directory_follows_the_environment(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/c")
     assert cache.directory() == Path("/c/.cache/fastmtp")
+
+
+def test_a_user_without_a_home_is_told_which_variable_to_set(monkeypatch):
+    monkeypatch.delenv("FASTMTP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # in no /etc/passwd
+    with pytest.raises(FastMTPError, match=r"no home for the cache .*set FASTMTP_CACHE to"):
+        cache.directory()
+    monkeypatch.setenv("FASTMTP_CACHE", "~nobody-of-that-name/cache")
+    with pytest.raises(FastMTPError, match="set FASTMTP_CACHE to"):
+        cache.directory()
+
+
+def test_a_file_system_without_locks_is_told(cache_directory, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(FastMTPError, match=r"thing\.lock: its file system has no .*FASTMTP_CACHE"):
+        cache.built("thing", fill, version="1")
+    assert not (cache_directory / "thing").exists()
 
 
 def test_builds_once(cache_directory):

@@ -68,10 +68,55 @@ def test_waits_and_reports(tmp_path):
     assert "fake server with" in said[-1][1]
 
 
+@pytest.mark.parametrize("spelling", ["--port {}", "--port={}", "--port 1 --port {}"])
+def test_a_port_among_the_flags_is_the_one_that_is_asked(spelling):
+    port = server_process.free_port()
+    with ServerProcess("m", spelling.format(port).split()) as server:
+        assert (server.port, server.url) == (port, f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("192.0.2.7", "192.0.2.7")],
+)
+def test_a_host_among_the_flags_is_the_one_that_is_asked(host, asked):
+    assert ServerProcess("m", ["--host", host], port=7).url == f"http://{asked}:7"
+
+
+def test_a_port_that_another_server_has_is_refused_before_the_start():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = ServerProcess("m", ["--port", str(port)])
+        with pytest.raises(FastMTPError, match=f"--port {port} is in use"):
+            server.start()
+    with pytest.raises(FastMTPError, match="--port x: must be a number from 1 to 65535"):
+        ServerProcess("m", ["--port", "x"])
+
+
+def test_a_folder_for_temporary_files_that_sockets_cannot_be_in(monkeypatch):
+    folder = "/" + "x" * 90
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    with pytest.raises(FastMTPError, match=f"TMPDIR {folder}: has 91 bytes.* allow 75"):
+        ServerProcess("m").start()
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/a']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(FastMTPError, match=r"TMPDIR: there is no folder .*No usable temporary"):
+        ServerProcess("m").start()
+
+
 def test_environment_is_laid_over_ours(monkeypatch):
     monkeypatch.setenv("FAKE_DIES", "1")
     with ServerProcess("m", env={"FAKE_DIES": None}):
         pass
+
+
+def test_a_refusal_of_the_plugin_is_one_line():
+    server = ServerProcess("m", env={"FAKE_REFUSES": "--flag 3: not with FASTMTP"})
+    with pytest.raises(FastMTPError, match=r"^--flag 3: not with FASTMTP \(log: .*\.log\)$"):
+        server.start()
 
 
 def test_a_death_shows_the_log():

@@ -14,10 +14,10 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
 MINIMAL = "target: t\noutput: o\ndata: {train: [d]}\n"
 
 
-def load(tmp_path, text: str, *overrides: str):
+def load(tmp_path, text: str, *overrides: str, **options):
     path = tmp_path / "run.yaml"
-    path.write_text(text)
-    return load_config(path, overrides)
+    path.write_text(text, encoding="latin-1")
+    return load_config(path, overrides, **options)
 
 
 def test_defaults_are_the_papers(tmp_path):
@@ -55,11 +55,24 @@ def test_overrides_win(tmp_path):
         ("target: t", (), "output: Field required"),
         ("- a", (), "must be a mapping"),
         ("a: [", (), "not valid YAML"),
+        ("a: caf\u00e9", (), "not valid YAML"),
+        ("a: 2026-13-45", (), "not valid YAML"),
+        ("[" * 5000, (), "not valid YAML"),
+        (MINIMAL, ("output=[x",), r"--set output=\[x is not valid YAML"),
     ],
 )
 def test_errors_name_the_key(tmp_path, text, overrides, message):
-    with pytest.raises(FastMTPError, match=message):
+    with pytest.raises(FastMTPError, match=message) as error:
         load(tmp_path, text, *overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("typed", ["2026-11-28", "out #2", "[x", "true", "1e3", "a: b", "'x"])
+def test_a_flag_is_taken_as_it_was_typed(tmp_path, typed):
+    flags = {"output": Path(typed), "target": typed, "data.train": [Path(typed)]}
+    config = load(tmp_path, MINIMAL, "output=by-set", flags=flags)
+    assert (config.output, config.target) == (Path(typed), typed)
+    assert config.data.train == [Path(typed)]
 
 
 def test_missing_file(tmp_path):

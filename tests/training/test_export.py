@@ -5,23 +5,39 @@ Alone: pytest tests/training/test_export.py
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pairs
 import pytest
 import tiny_models as models
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.compatibility import check_compatible, mimo_name
 from fastmtp_sglang.head.module import FastMTPHead
+from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.training.export import export_head
 from fastmtp_sglang.training.merge import merge_head
 from fastmtp_sglang.training.start import native_head, starting_head
-from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
+from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+
+
+def draft_vocabulary(path: Path, target: Path, **changes) -> Path:
+    """A list of three ids that fits a target, but for `changes`."""
+    fields = {
+        "vocab_size": 49152,
+        "tokenizer_fingerprint": tokenizer_fingerprint(AutoTokenizer.from_pretrained(target)),
+    } | changes
+    scripts = torch.zeros(fields["vocab_size"], dtype=torch.int8)
+    ids = {"en": torch.tensor([1, 2, 3])}
+    DraftVocabulary(ids=ids, token_scripts=scripts, routes={"en": "en"}, **fields).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +202,7 @@ def test_merge_refuses_a_layer_that_the_target_was_stored_without(mimo, trained,
 
 
 def test_exported_head_fits_its_target_in_bfloat16(pair, tmp_path):
-    (tmp_path / "vocabulary.safetensors").write_bytes(b"a vocabulary")
+    listed = draft_vocabulary(tmp_path / "vocabulary.safetensors", pair.target)
     export_head(
         pair.head,
         tmp_path / "out",
@@ -199,7 +215,7 @@ def test_exported_head_fits_its_target_in_bfloat16(pair, tmp_path):
     original = load_file(pair.head / "model.safetensors")
     for name, tensor in weights.items():
         assert torch.equal(tensor, original[name].to(torch.bfloat16))
-    assert (tmp_path / "out" / FILE_NAME).read_bytes() == b"a vocabulary"
+    assert (tmp_path / "out" / FILE_NAME).read_bytes() == listed.read_bytes()
     assert "# FastMTP head for target" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(FastMTPError, match="exists already"):
         export_head(pair.head, tmp_path / "out", target=pair.target)
@@ -211,6 +227,43 @@ def test_exported_head_fits_its_target_in_bfloat16(pair, tmp_path):
     with pytest.raises(FastMTPError, match="the head belongs to another target"):
         export_head(pair.head, tmp_path / "other", target=wider)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no such file"),
+        ("bytes", "not a safetensors file"),
+        ("weights", "but not a draft vocabulary"),
+        ("tokenizer", "made for another tokenizer"),
+        ("rows", "made for a target with 49153 rows"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_draft_vocabulary_that_serving_refuses_is_not_exported(
+    pair, tmp_path, kind, message, beside
+):
+    path = tmp_path / "v.safetensors"
+    if kind == "bytes":
+        path.write_bytes(random.Random(0).randbytes(2000))
+    elif kind == "weights":
+        save_file({"a": torch.zeros(1)}, path)
+    elif kind == "tokenizer":
+        draft_vocabulary(path, pair.target, tokenizer_fingerprint="sha256:another")
+    elif kind == "rows":
+        draft_vocabulary(path, pair.target, vocab_size=49153)
+    source = pair.head
+    if beside and kind != "missing":
+        source = shutil.copytree(pair.head, tmp_path / "head")
+        (source / FILE_NAME).parent.mkdir()
+        shutil.copy(path, source / FILE_NAME)
+    elif beside:
+        pytest.skip("a head without a vocabulary is exported without one")
+    with pytest.raises(FastMTPError, match=message):
+        export_head(
+            source, tmp_path / "out", target=pair.target, vocabulary=None if beside else path
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_start_that_is_nothing_is_refused(pair, tmp_path):

@@ -244,7 +244,7 @@ def test_a_mask_that_cannot_be_derived_is_an_error(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "is no record"),
+        ("{", "not valid JSON"),
         ("[1]", "is no record"),
         ('{"text": "a"}', "Expected prompt_ids and answer_ids, or messages"),
         ('{"prompt_ids": [1], "answer_ids": ["a"]}', "must be lists of token ids"),

@@ -55,7 +55,23 @@ def test_ties_go_to_the_lower_id():
 
 
 def test_ids_without_a_token_or_beyond_the_model_are_never_ranked():
-    assert set(ranking(counts_of(en={7: 1}), {3, 8, 10})) == {0, 1, 2, 4, 5, 6, 7}
+    assert set(ranking(counts_of(en={7: 1}), set())) == {0, 1, 2, 4, 5, 6, 7}
+
+
+def test_a_stop_id_without_a_token_but_with_a_row_is_in_every_list():
+    assert ranking(counts_of(en={7: 1}), {8}) == [8, 7, 0, 1, 2, 4, 5, 6]
+
+
+def test_lists_are_ranked_by_all_counts_and_measured_without_the_held_out_ones():
+    counts = counts_of({"en": {4: 6, 7: 4}}, en={7: 5, 4: 1})
+    ranked = rank(merge_routes(counts, ["en"], {}), FakeTarget(), set(), ["en"])["en"]
+    assert ranked.counts[[4, 7]].tolist() == [7, 9]
+    assert ranked.ids[:2].tolist() == [7, 4]
+    assert ranked.coverage(1) == 0.4
+    counts.counted["en"], counts.heldout["en"] = counts.heldout["en"], counts.counted["en"]
+    swapped = rank(merge_routes(counts, ["en"], {}), FakeTarget(), set(), ["en"])["en"]
+    assert swapped.ids.tolist() == ranked.ids.tolist()
+    assert swapped.coverage(1) == 1 / 6
 
 
 @pytest.mark.parametrize(
@@ -110,7 +126,7 @@ def ranked_with_coverage(shares: dict[int, float], rows: int = 1000) -> RankedLi
         heldout[size - 1] = round(10_000 * (share - before))
         before = share
     heldout[rows - 1] += 10_000 - heldout.sum()
-    return RankedList(np.arange(rows), heldout, heldout, required=0, documents=10)
+    return RankedList(np.arange(rows), np.arange(rows), heldout, heldout, required=0, documents=10)
 
 
 def test_a_size_is_recommended_from_coverage_and_bytes():
@@ -122,5 +138,5 @@ def test_a_size_is_recommended_from_coverage_and_bytes():
 
 
 def test_nothing_is_recommended_without_held_out_text():
-    ranked = RankedList(np.arange(9), np.ones(9), np.zeros(9, dtype=np.int64), 0, 1)
+    ranked = RankedList(np.arange(9), np.arange(9), np.ones(9), np.zeros(9, dtype=np.int64), 0, 1)
     assert recommend(ranked, [5], DraftCost(target=1, layer=1, row=1, vocab_size=1000)) is None

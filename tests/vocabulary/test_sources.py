@@ -134,10 +134,10 @@ def test_rows_of_messages_and_of_token_ids(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line at byte 39: not valid JSON"),
-        ('{"text": "hello"}', "line at byte 39: has no field answer_ids.*datasets:json"),
+        ("{", "line 2, byte 40: not valid JSON"),
+        ('{"text": "hello"}', "line 2: has no field answer_ids.*datasets:json"),
         ("[1]", "has no field answer_ids"),
-        ('{"answer_ids": "1 2"}', "line at byte 39, answer_ids: must be a list of integer"),
+        ('{"answer_ids": "1 2"}', "line 2, answer_ids: must be a list of integer"),
         ('{"answer_ids": [1.5]}', "answer_ids: must be a list of integer"),
         ('{"answer_ids": [true]}', "answer_ids: must be a list of integer"),
         ('{"answer_ids": [1], "prompt_ids": 5}', "prompt_ids: must be a list of integer"),
@@ -154,7 +154,7 @@ def test_bad_answers_are_named(tmp_path: Path, line: str, message: str):
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path):
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(FastMTPError, match=r"latin1\.txt, byte 3: not UTF-8 text"):
+    with pytest.raises(FastMTPError, match=r"latin1\.txt, line 1, byte 3: 0xe9 is not UTF-8"):
         list(open_source(str(tmp_path / "latin1.txt"), encode).documents(0))
 
 
@@ -162,7 +162,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path):
     ("spec", "message"),
     [
         ("nowhere.txt", "source nowhere.txt: no such file or folder"),
-        ("EN=nowhere.txt", "source EN=nowhere.txt: no such file"),
+        ("EN=nowhere.txt", "source EN=nowhere.txt: no such file.*'EN' is no language name"),
         ("datasets:", "names no data set; the form is"),
         ("datasets:x?colum=text", "unknown option colum; the form is"),
         ("datasets:/nowhere/at/all", "datasets cannot open it"),
