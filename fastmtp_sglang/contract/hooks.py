@@ -260,6 +260,11 @@ HOOKS: tuple[Hook, ...] = (
         "sglang.srt.layers.logits_processor:LogitsProcessor._get_logits",
         "hidden_states lm_head logits_metadata",
     ),
+    Hook(
+        "override",
+        f"{_SPEC}.spec_utils:renorm_draft_probs",
+        "next_token_logits sampling_info use_rejection_sampling",
+    ),
     Hook("call", "sglang.srt.distributed.parallel_state:get_tp_group", ""),
     Hook("call", "sglang.srt.runtime_context:get_spec", ""),
     Hook("call", "sglang.srt.runtime_context:get_observability", ""),
@@ -354,6 +359,31 @@ HOOKS: tuple[Hook, ...] = (
         "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
         "draft_probs threshold_single threshold_acc deterministic",
     ),
+    Hook(
+        "override",
+        f"{_OPS}.sampling:tree_speculative_sampling_target_only",
+        "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
+        "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
+        "draft_probs threshold_single threshold_acc deterministic",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.cache_locs:fill_front_out_cache_loc_func",
+        "num_front out_cache_loc front_out_cache_loc",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.eagle:fill_accept_out_cache_loc_func",
+        "accept_index out_cache_loc accept_out_cache_loc size",
+    ),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_common:duplicate_prefix_tail_to_draft_branches",
+        "token_to_kv_pool rows prefix_base last_page num_new_pages topk page_size",
+    ),
+    Hook("override", f"{_ATTENTION}.base_attn_backend:AttentionBackend.verify_mask"),
+    Hook("call", f"{_ATTENTION}.verify_mask:VerifyMask"),
+    Hook("read", f"{_OPS}.spec_tree:TreeMaskMode.QLEN_ONLY"),
     Hook("override", f"{_OPS}.row_argmax:row_argmax", "x"),
     Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_decode_backend", ""),
     Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_draft_extend_backend", ""),

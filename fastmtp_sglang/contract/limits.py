@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fastmtp_sglang.contract.tree_shape import MAX_ROWS, TreeShape
 from fastmtp_sglang.errors import FastMTPError
+
+# The paper's K (arXiv 2509.18362, section 4.1).
+DEFAULT_NUM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,6 @@ _NOT_YET = "is not supported by FASTMTP yet"
 _LOSSY = "would accept tokens that the model would not have produced"
 
 LIMITS: tuple[Limit, ...] = (
-    Limit(
-        "speculative_num_steps",
-        "must be at least 1: it is K, the number of tokens drafted per step",
-        "Leave it out for K=3, or serve without --speculative-algorithm.",
-        refused=lambda value: value is not None and value < 1,
-    ),
-    Limit(
-        "speculative_eagle_topk",
-        "must be 1: FASTMTP drafts one chain per request, not a tree",
-        "Remove it.",
-        refused=lambda value: value is not None and value != 1,
-    ),
     Limit("speculative_accept_threshold_single", _LOSSY, "Remove it."),
     Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it."),
     Limit(
@@ -180,9 +172,15 @@ ON_A_CPU: tuple[Limit, ...] = (
 )
 
 
+# What SGLang refuses for its own EAGLE: backends that verify chains only, and those that do trees
+# over pages of more than one slot.
+_CHAIN_BACKENDS = ("trtllm_mha",)
+_TREE_BACKENDS_WITH_PAGES = ("flashinfer", "fa3", "triton")
+
 # What --speculative-adaptive does not go with: each rank would measure other times and choose
-# another K, the switch would lose what these wrap around SGLang's attention, or (rejection
-# sampling) a step after K = 0 has no distribution that its first draft was drawn from.
+# another K, the switch would lose what these wrap around SGLang's attention, (rejection sampling) a
+# step after K = 0 has no distribution that its first draft was drawn from, or (trees) what a shape
+# is worth does not follow from the shares of drafts accepted step by step.
 NOT_ADAPTIVE = (
     ("tp_size", 1),
     ("dp_size", 1),
@@ -191,6 +189,7 @@ NOT_ADAPTIVE = (
     ("enable_two_batch_overlap", False),
     ("enable_pdmux", False),
     ("speculative_use_rejection_sampling", False),
+    ("speculative_eagle_topk", 1),
 )
 
 
@@ -222,16 +221,68 @@ def refuse(server_args: Any) -> None:
     refuse_any(server_args, LIMITS)
     if server_args.speculative_adaptive:
         for field, alone in NOT_ADAPTIVE:
-            if (value := getattr(server_args, field)) != alone:
+            if (value := getattr(server_args, field)) not in (None, alone):
                 raise FastMTPError(
                     f"--speculative-adaptive does not work with {flag_of(field)} {value} yet. "
                     "Remove one of the two."
                 )
-    steps = server_args.speculative_num_steps
-    drafts = server_args.speculative_num_draft_tokens
-    if drafts is not None and (steps is None or drafts != steps + 1):
+    drafted = shape(server_args)
+    if drafted.top_k > 1 and server_args.speculative_use_rejection_sampling:
         raise FastMTPError(
-            f"--speculative-num-draft-tokens {drafts} does not follow from "
-            f"--speculative-num-steps {steps}: a chain of K steps verifies K + 1 tokens. "
-            "Give --speculative-num-steps alone."
+            f"--speculative-eagle-topk {drafted.top_k} does not work with "
+            "--speculative-use-rejection-sampling: that draws one draft after the other, and the "
+            "branches of a tree are not drawn. Remove one of the two; without it, a sampled token "
+            "is accepted with the target's probability."
+        )
+
+
+def shape(server_args: Any) -> TreeShape:
+    """What is drafted: SGLang's three arguments, or the defaults where they are not given.
+
+    Raises:
+        FastMTPError: they do not fit together.
+    """
+    steps, top_k = server_args.speculative_num_steps, server_args.speculative_eagle_topk
+    return TreeShape.of(
+        DEFAULT_NUM_STEPS if steps is None else steps,
+        1 if top_k is None else top_k,
+        server_args.speculative_num_draft_tokens,
+    )
+
+
+def refuse_attention(server_args: Any, drafted: TreeShape) -> None:
+    """Refuse trees where SGLang's attention backend knows chains only.
+
+    Args:
+        server_args: a view of SGLang's ServerArgs, resolved.
+        drafted: the shape.
+
+    Raises:
+        FastMTPError: naming the backend and those that know trees.
+    """
+    backend = server_args.attention_backend
+    knows_chains = backend in _CHAIN_BACKENDS
+    if server_args.page_size > 1:
+        knows_chains |= server_args.device != "cpu" and backend not in _TREE_BACKENDS_WITH_PAGES
+    if drafted.top_k > 1 and knows_chains:
+        raise FastMTPError(
+            f"--speculative-eagle-topk {drafted.top_k} does not work with --attention-backend "
+            f"{backend} and --page-size {server_args.page_size}, which verifies chains only. Give "
+            f"--attention-backend {' or '.join(_TREE_BACKENDS_WITH_PAGES)}, or no tree."
+        )
+
+
+def refuse_on_a_cpu(server_args: Any) -> None:
+    """Check SGLang's arguments against `ON_A_CPU`, and the shape of a tree.
+
+    Raises:
+        FastMTPError: for the first argument that is refused.
+    """
+    refuse_any(server_args, ON_A_CPU)
+    steps, top_k = server_args.speculative_num_steps or 0, server_args.speculative_eagle_topk or 1
+    if top_k > 1 and steps * top_k > MAX_ROWS:
+        raise FastMTPError(
+            f"--speculative-eagle-topk {top_k} with --speculative-num-steps {steps} drafts into "
+            f"{steps * top_k} cache slots, more than the {MAX_ROWS} that attention on the CPU "
+            "platform of fastmtp-sglang tells apart. Give smaller ones."
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fastmtp_sglang.contract.limits import LIMITS, NOT_ADAPTIVE, ON_A_CPU, Limit, flag_of
+from fastmtp_sglang.contract.tree_shape import MAX_ROWS, MAX_TOP_K
 from fastmtp_sglang.serving.requests.guards import GUARDED
 from fastmtp_sglang.serving.requests.request_limits import REQUEST_LIMITS
 
@@ -106,6 +107,12 @@ def page() -> str:
                 ((f"`{x.flag}`", _when(x), x.reason, x.remedy) for x in LIMITS),
             ),
             "",
+            "`--speculative-num-steps` is at least 1; `--speculative-eagle-topk` is 1 (a chain)",
+            f"to {MAX_TOP_K} (a tree); `--speculative-num-draft-tokens` is K + 1 for a chain and,",
+            f"for a tree, from K + 1 to one more than is drafted, at most {MAX_ROWS}. On the CPU",
+            f"platform top-k times K of a tree is at most {MAX_ROWS}. Trees do not go with",
+            "`--speculative-use-rejection-sampling`.",
+            "",
             "With `--speculative-adaptive` also: "
             + ", ".join(f"`{flag_of(field)}`" for field, _ in NOT_ADAPTIVE)
             + ".",
@@ -121,8 +128,8 @@ def page() -> str:
             "",
             "HTTP 400; the other requests of the batch go on. So are prompts without tokens, or",
             "with ids that the model does not have, and a `lang` that is no text. With speculation",
-            "SGLang takes K + 1 places off the context, for drafts: a request that needs the last",
-            "of them is refused too.",
+            "SGLang takes the places of drafts (K + 1, for a tree more) off the context: a request",
+            "that needs the last of them is refused too.",
             "",
             *_table(
                 ("parameter", "refused", "reason"),

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The paper's K (arXiv 2509.18362, section 4.1).
-DEFAULT_NUM_STEPS = 3
 # SGLang's default for the EAGLE family: each running request reserves slots for its drafts.
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 
@@ -104,13 +102,14 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         Raises:
             FastMTPError: the draft cannot draft for this target.
         """
-        if server_args.speculative_num_steps is None:
-            server_args.speculative_num_steps = DEFAULT_NUM_STEPS
         if FastMTPAlgorithm._adaptive:
             server_args.speculative_adaptive = True
         # SGLang sizes buffers and context budgets from all three.
-        server_args.speculative_eagle_topk = 1
-        server_args.speculative_num_draft_tokens = server_args.speculative_num_steps + 1
+        shape = limits.shape(server_args)
+        server_args.speculative_num_steps = shape.num_steps
+        server_args.speculative_eagle_topk = shape.top_k
+        server_args.speculative_num_draft_tokens = shape.num_rows
+        limits.refuse_attention(server_args, shape)
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
             logger.info(

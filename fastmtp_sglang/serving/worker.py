@@ -29,7 +29,11 @@ from fastmtp_sglang.serving import weight_updates
 from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
 from fastmtp_sglang.serving.drafting.deferred_keys import DeferredKeys
-from fastmtp_sglang.serving.drafting.draft_head import DraftHead, NextTokenIds
+from fastmtp_sglang.serving.drafting.draft_head import (
+    DraftHead,
+    NextTokenIds,
+    path_probabilities,
+)
 from fastmtp_sglang.serving.drafting.masked_draft_head import MaskedDraftHead
 from fastmtp_sglang.serving.requests.emitted_drafts import EmittedDrafts
 from fastmtp_sglang.serving.routing.routing_log import RoutingLog
@@ -46,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 class FastMTPDraftWorker(EagleDraftWorker):
-    """Drafts K tokens by applying one MTP head K times."""
+    """Drafts chains of K tokens, or trees of that depth, by applying one MTP head K times."""
 
     def __init__(
         self,
@@ -68,9 +72,12 @@ class FastMTPDraftWorker(EagleDraftWorker):
         current_platform.empty_cache()
         logger.info(
             "The head shares the target's embedding and lm_head (%.1f MiB of copies freed before "
-            "the KV pool is sized); it drafts K=%d tokens per step.",
+            "the KV pool is sized); it drafts %s per step.",
             max(freed, 0) / 2**20,
-            self.speculative_num_steps,
+            f"K={self.speculative_num_steps} tokens"
+            if self.topk == 1
+            else f"a tree of {self.speculative_num_draft_tokens} rows (K="
+            f"{self.speculative_num_steps}, top-k {self.topk})",
         )
 
     def init_token_map(self) -> None:
@@ -108,8 +115,11 @@ class FastMTPDraftWorker(EagleDraftWorker):
             device = self.draft_runner.device
             self.draft_head = MaskedDraftHead(vocabulary, processor, num_slots, device)
         else:
-            self.draft_head = DraftHead(vocabulary, model.lm_head, processor, num_slots)
+            self.draft_head = DraftHead(vocabulary, model.lm_head, processor, num_slots, self.topk)
             self.hot_token_id = NextTokenIds(self.draft_head)
+            if self.topk > 1:
+                # For good: its process serves nothing but our worker.
+                eagle_worker_v2.renorm_draft_probs = path_probabilities
             self._watch_weight_updates(self.draft_head)
         self._routing_log = RoutingLog(
             self.draft_head.router,
@@ -140,7 +150,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         return super().draft(batch, **kwargs)
 
     def draft_forward(self, forward_batch: ForwardBatch) -> Any:
-        """Draft the chain; the first token comes from the preceding draft extension."""
+        """Draft; the first tokens come from the preceding draft extension."""
         if self.draft_head is not None:
             self.draft_head.batch = forward_batch
         return super().draft_forward(forward_batch)
@@ -157,9 +167,11 @@ class FastMTPDraftWorker(EagleDraftWorker):
         self, batch: ScheduleBatch, batch_result: GenerationBatchResult, **kwargs: Any
     ) -> None:
         if self.draft_head is not None and not batch.forward_mode.is_idle():
+            # The accepted path comes first; the deepest one has K drafts, whatever was verified.
+            decided = batch_result.next_token_ids.view(len(batch.req_pool_indices), -1)
             self.draft_head.router.advance(
                 batch.req_pool_indices,
-                batch_result.next_token_ids.view(len(batch.req_pool_indices), -1),
+                decided[:, : self.speculative_num_steps + 1],
                 batch_result.accept_lens,
             )
             self._routing_log.step()

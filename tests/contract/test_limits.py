@@ -23,6 +23,8 @@ FIELDS = {field.name: field for field in msgspec.structs.fields(ServerArgs)}
 DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 # Arguments of speculation in general that SGLang reads for our worker as for its own.
 HONOURED = {
+    "speculative_num_steps",
+    "speculative_eagle_topk",
     "speculative_adaptive",
     "speculative_algorithm",
     "speculative_attention_mode",
@@ -116,6 +118,8 @@ def test_sglangs_defaults_pass():
         {"speculative_num_steps": 7},
         {"speculative_num_steps": 1, "speculative_num_draft_tokens": 2},
         {"speculative_eagle_topk": 1},
+        {"speculative_eagle_topk": 8},
+        {"speculative_eagle_topk": 8, "speculative_num_draft_tokens": 64},
         {"speculative_accept_threshold_single": 1.0},
         {"pp_size": 1},
     ],
@@ -137,7 +141,38 @@ def test_draft_tokens_must_follow_from_the_steps(steps, tokens):
     with pytest.raises(FastMTPError, match=r"K steps verifies K \+ 1 tokens") as caught:
         limits.refuse(given)
     assert str(caught.value).startswith(f"--speculative-num-draft-tokens {tokens} does not follow")
-    assert "Give --speculative-num-steps alone." in str(caught.value)
+    assert "Leave it out, or draft a tree" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 9, None), "--speculative-eagle-topk 9 must be 1 .a chain. to 8"),
+        ((3, 0, None), "--speculative-eagle-topk 0 must be 1"),
+        ((3, 4, 3), "--speculative-num-draft-tokens 3 is too small for --speculative-num-steps 3"),
+        ((2, 2, 8), "8 is too large: more than the 6 tokens that 2 steps .* Give at most 7"),
+        ((5, 8, 65), "65 is too large: more rows than a tree's mask has bits. Give at most 64"),
+    ],
+)
+def test_a_tree_that_cannot_be_is_refused(shape, message):
+    steps, topk, rows = shape
+    given = arguments(
+        speculative_num_steps=steps,
+        speculative_eagle_topk=topk,
+        speculative_num_draft_tokens=rows,
+    )
+    with pytest.raises(FastMTPError, match=message):
+        limits.refuse(given)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("speculative_use_rejection_sampling", True), ("speculative_adaptive", True)],
+)
+def test_what_trees_do_not_go_with(field, value):
+    limits.refuse(arguments(**{field: value}))
+    with pytest.raises(FastMTPError, match="does not work with --speculative-"):
+        limits.refuse(arguments(speculative_eagle_topk=4, **{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +234,15 @@ def test_given_values_stay(directory):
     assert resolution_result(args, "max_running_requests") == 5
 
 
+def test_trees(directory):
+    tree = ("--speculative-eagle-topk", "4", "--model-path", str(directory / "mimo"))
+    args = resolve(*tree)
+    assert resolved(args, "num_steps", "eagle_topk", "num_draft_tokens") == [3, 4, 16]
+    rows = ("--speculative-num-steps", "2", "--speculative-num-draft-tokens", "9")
+    args = resolve(*tree, *rows, "--page-size", "16")
+    assert resolved(args, "num_steps", "eagle_topk", "num_draft_tokens") == [2, 4, 9]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_adaptive_k_starts_at_the_largest(directory, caplog, steps):
     """SGLang's own policy would have wanted 0, 1, 3, 5 or 7, and warns that it is off."""
@@ -223,7 +267,7 @@ def test_a_head_of_its_own_for_a_target_with_a_native_one(directory):
     ("model", "flags", "message"),
     [
         ("mimo", ["--speculative-num-steps", "0"], "--speculative-num-steps 0 must be at least 1"),
-        ("mimo", ["--speculative-eagle-topk", "2"], "--speculative-eagle-topk 2 must be 1"),
+        ("mimo", ["--speculative-eagle-topk", "9"], "--speculative-eagle-topk 9 must be 1"),
         ("mimo", ["--enable-lora"], "--enable-lora True is not supported"),
         (
             "mimo",
@@ -243,3 +287,23 @@ def test_our_refusals_end_the_resolution(directory, model, flags, message):
     flags = [flag.format(directory) for flag in flags]
     with pytest.raises(FastMTPError, match=message):
         resolve("--model-path", str(directory / model), *flags)
+
+
+@pytest.mark.parametrize(
+    ("backend", "page_size", "device", "refused"),
+    [
+        ("trtllm_mha", 1, "cuda", True),
+        ("fa3", 64, "cuda", False),
+        ("flashmla", 64, "cuda", True),
+        ("flashmla", 1, "cuda", False),
+        ("torch_native", 16, "cpu", False),
+    ],
+)
+def test_attention_that_knows_chains_only(backend, page_size, device, refused):
+    given = arguments(attention_backend=backend, page_size=page_size, device=device)
+    limits.refuse_attention(given, limits.TreeShape.of(3))
+    if not refused:
+        limits.refuse_attention(given, limits.TreeShape.of(3, 4))
+        return
+    with pytest.raises(FastMTPError, match=f"--attention-backend {backend} .* chains only"):
+        limits.refuse_attention(given, limits.TreeShape.of(3, 4))

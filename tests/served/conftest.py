@@ -31,6 +31,7 @@ _COMMON = (
 # SGLang puts running requests back every few steps, as it does when memory runs short.
 _ENV = {
     "mimo-retracting": {"SGLANG_TEST_RETRACT": "1"},
+    "mimo-tree-pages": {"SGLANG_TEST_RETRACT": "1"},
     # SGLang wants a core for each rank on a machine of one NUMA node.
     **{
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
@@ -164,6 +165,25 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
                 *("--page-size", "16"),
             ),
         ),
+        # Trees, with the other scheduling and pages in the second one.
+        "mimo-tree": (checkpoints.mimo, (*speculate, *_tree(3, 4, 12))),
+        "mimo-tree-pages": (
+            checkpoints.mimo,
+            (
+                *(*speculate, draft, str(checkpoints.mimo_head), *_tree(4, 8, 32)),
+                *("--disable-overlap-schedule", "--chunked-prefill-size", "256"),
+                *("--page-size", "16", "--max-running-requests", "12"),
+            ),
+        ),
+        "smollm2-tree": (
+            checkpoints.smollm2,
+            (*speculate, draft, str(checkpoints.smollm2_head), *real, *_tree(3, 8, 16)),
+        ),
+        "chains-tree": (
+            checkpoints.chains,
+            (*speculate, draft, str(checkpoints.chains_head), *_tree(3, 2, 8), "--enable-metrics"),
+        ),
+        "chains": (checkpoints.chains, ()),
         "chains-routed": (
             checkpoints.chains,
             (
@@ -207,6 +227,13 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             ),
         ),
     }[kind]
+
+
+def _tree(num_steps: int, topk: int, rows: int) -> tuple[str, ...]:
+    return (
+        *("--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", str(topk)),
+        *("--speculative-num-draft-tokens", str(rows)),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,11 @@ def test_defaults(mimo):
     ("arguments", "message"),
     [
         ({"speculative_num_steps": 0}, "--speculative-num-steps 0 must be at least 1"),
-        ({"speculative_eagle_topk": 4}, "--speculative-eagle-topk 4 must be 1"),
+        ({"speculative_eagle_topk": 9}, "--speculative-eagle-topk 9 must be 1 .* to 8"),
+        (
+            {"speculative_eagle_topk": 8, "speculative_num_steps": 9},
+            "--speculative-eagle-topk 8 with --speculative-num-steps 9 drafts into 72 cache slots",
+        ),
         (
             {"speculative_num_steps": 3, "speculative_num_draft_tokens": 8},
             "--speculative-num-draft-tokens 8 does not follow",

@@ -17,8 +17,10 @@ from sglang.srt.layers.radix_attention import AttentionType
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving.cpu.native.engine import engine
+from fastmtp_sglang.serving.cpu.visibility import of_drafted_branches, of_verified_tree
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.attention.verify_mask import VerifyMask
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -49,55 +51,57 @@ class CpuAttnBackend(AttentionBackend):
 
     Args:
         runner: the model runner whose pools are read and written.
-        draft_step: None for a whole model. For step i of a draft chain, the query attends to the
-            committed keys and the i + 1 keys that the chain has written.
     """
 
-    def __init__(self, runner: ModelRunner, draft_step: int | None = None) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         super().__init__()
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.max_context_len = runner.model_config.context_len
-        self.draft_step = draft_step
         self.visible = torch.zeros(0, 3, dtype=torch.int64)
         engine().reserve_keys(self.req_to_token_pool.req_to_token.shape[1] + 64)
+
+    @property
+    def verify_mask(self) -> VerifyMask:
+        """Asks for the mask that `of_verified_tree` reads; SGLang allocates one for each tree."""
+        from sglang.kernels.ops.speculative.spec_tree import TreeMaskMode
+        from sglang.srt.layers.attention.verify_mask import VerifyMask
+
+        return VerifyMask(torch.empty(0, dtype=torch.bool), TreeMaskMode.QLEN_ONLY, max_bs=0)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Plan this forward pass; called once before its layers."""
         if forward_batch.forward_mode.is_idle():
             self.visible = torch.zeros(0, 3, dtype=torch.int64)
             return
-        requests, prefix = self._rows(forward_batch)
-        self.visible = visibility(self.req_to_token_pool.req_to_token, requests, prefix)
+        self.visible = visibility(self.req_to_token_pool.req_to_token, *self._rows(forward_batch))
 
-    def _rows(self, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """Request and number of visible keys of each row, int64 [rows] each."""
+    def _rows(self, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Request, number of leading keys, and bits of each row, int64 [rows] each."""
         mode = forward_batch.forward_mode
         requests = forward_batch.req_pool_indices.to(torch.int64)
         seq_lens = forward_batch.seq_lens.to(torch.int64)
         if mode.is_decode():
-            newest = 0 if self.draft_step is None else self.draft_step + 1
-            return requests, seq_lens + newest
+            return requests, seq_lens, None
         if mode.is_target_verify() or mode.is_draft_extend_v2():
             if mode.is_target_verify():
                 spec = forward_batch.spec_info
-                if spec.topk > 1:
-                    raise FastMTPError(
-                        f"--speculative-eagle-topk {spec.topk}: attention on the CPU platform "
-                        "verifies chains, not trees. Use --speculative-eagle-topk 1."
-                    )
                 n = spec.draft_token_num
+                if spec.topk > 1 and n > 1:
+                    seen = of_verified_tree(seq_lens, spec.custom_mask, n)
+                    return requests.repeat_interleave(n), seen.prefix.flatten(), seen.tree.flatten()
                 offsets = torch.arange(1, n + 1)
             else:
                 # seq_lens already counts the rows that are being appended.
                 n = forward_batch.input_ids.shape[0] // forward_batch.batch_size
                 offsets = torch.arange(1 - n, 1)
-            return requests.repeat_interleave(n), (seq_lens.unsqueeze(1) + offsets).flatten()
+            prefix = (seq_lens.unsqueeze(1) + offsets).flatten()
+            return requests.repeat_interleave(n), prefix, None
         extend = forward_batch.extend_seq_lens.to(torch.int64)
         ends = extend.cumsum(0)
         within = torch.arange(int(ends[-1])) - (ends - extend).repeat_interleave(extend)
         prefix = forward_batch.extend_prefix_lens.to(torch.int64).repeat_interleave(extend)
-        return requests.repeat_interleave(extend), prefix + within + 1
+        return requests.repeat_interleave(extend), prefix + within + 1, None
 
     def forward_extend(
         self,
@@ -155,15 +159,31 @@ def _refuse_unsupported(layer: RadixAttention, kwargs: dict[str, Any]) -> None:
         )
 
 
-class CpuChainAttnBackend:
-    """One attention backend for each forward pass of a draft chain: K - 1 steps after the first."""
+class CpuDraftAttnBackend:
+    """One attention backend for each forward pass of a draft: K - 1 steps after the first."""
 
     needs_cpu_seq_lens = False
 
-    def __init__(self, runner: ModelRunner, num_steps: int) -> None:
-        self.attn_backends = [CpuAttnBackend(runner, step) for step in range(num_steps - 1)]
+    def __init__(self, runner: ModelRunner, topk: int, num_steps: int) -> None:
+        self._shape = topk, num_steps
+        self.attn_backends = [CpuAttnBackend(runner) for _ in range(num_steps - 1)]
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Plan all steps of the chain."""
-        for backend in self.attn_backends:
-            backend.init_forward_metadata(forward_batch)
+        """Plan all steps.
+
+        Where pages hold more than one slot SGLang begins each branch with a page of its own, which
+        attention by pages needs; ours wants all branches within 64 slots.
+        """
+        topk, num_steps = self._shape
+        requests, seq_lens = forward_batch.req_pool_indices.long(), forward_batch.seq_lens.long()
+        rows = requests.repeat_interleave(topk)
+        for step, backend in enumerate(self.attn_backends):
+            req_to_token = backend.req_to_token_pool.req_to_token
+            if topk > 1 and step == 0:
+                columns = seq_lens.unsqueeze(1) + torch.arange(topk * num_steps)
+                slots = req_to_token[requests.unsqueeze(1), columns]
+                forward_batch.out_cache_loc = slots.long().flatten()
+            seen = of_drafted_branches(seq_lens, topk, num_steps, step)
+            backend.visible = visibility(
+                req_to_token, rows, seen.prefix.flatten(), seen.tree.flatten()
+            )

@@ -1,8 +1,8 @@
 """Torch versions of the device operators that SGLang's speculative path has only for accelerators.
 
 `install` puts them where SGLang looks them up, in the scheduler process and only on our CPU
-platform. All tensors are on the CPU, so reading a length costs no synchronization. Drafts are
-chains (top-k 1): request i owns rows i * n .. i * n + n - 1, n = K + 1, in draft order.
+platform; those for trees are in `tree`. All tensors are on the CPU, so reading a length costs no
+synchronization. Request i owns the rows i * n .. i * n + n - 1.
 
 Plain `setattr` instead of SGLang's HookRegistry: three of the names hold None on a CPU, and the
 registry would then replace every attribute of every module that is None.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastmtp_kernels.torch_draft import TorchDraftLogits
-from fastmtp_sglang.serving.cpu import sampling
+from fastmtp_sglang.serving.cpu import sampling, tree
 
 
 def assign_extend_cache_locs(
@@ -93,68 +93,6 @@ def fill_bonus_tokens(
     bonus_tokens.copy_(accept_tokens.view(batch_size, accept_stride).gather(1, last).squeeze(1))
 
 
-def build_chain(
-    parent_list: torch.Tensor,
-    top_scores_index: torch.Tensor,
-    seq_lens: torch.Tensor,
-    tree_mask: torch.Tensor,
-    positions: torch.Tensor,
-    retrieve_index: torch.Tensor,
-    retrieve_next_token: torch.Tensor,
-    retrieve_next_sibling: torch.Tensor,
-    topk: int,
-    spec_steps: int,
-    num_verify_tokens: int,
-    tree_mask_mode: Any,
-) -> None:
-    """Describe each request's draft as a chain; all outputs [bs, n] and written in place.
-
-    The mask is left alone: our attention derives a chain's visibility from positions.
-    """
-    bs, n = seq_lens.shape[0], num_verify_tokens
-    column = torch.arange(n)
-    positions.view(bs, n).copy_(seq_lens.unsqueeze(1) + column)
-    retrieve_index.copy_(torch.arange(bs * n).view(bs, n))
-    retrieve_next_token.copy_(torch.where(column < n - 1, column + 1, -1).expand(bs, n))
-    retrieve_next_sibling.fill_(-1)
-
-
-def verify_chain_greedy(
-    predicts: torch.Tensor,
-    accept_index: torch.Tensor,
-    accept_token_num: torch.Tensor,
-    candidates: torch.Tensor,
-    retrieve_index: torch.Tensor,
-    retrieve_next_token: torch.Tensor,
-    retrieve_next_sibling: torch.Tensor,
-    target_predict: torch.Tensor,
-    topk: int = -1,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Accept drafts while they equal the target's choice one position earlier.
-
-    Args:
-        predicts: int32 [bs * n], written: the target's token for every row.
-        accept_index: int32 [bs, n], written: accepted rows, -1 beyond.
-        accept_token_num: int32 [bs], written: accepted drafts, without the bonus token.
-        candidates: int64 [bs, n]; column 0 is the last committed token, then the K drafts.
-        retrieve_index: int64 [bs, n], row numbers.
-        retrieve_next_token: unused, a chain's order is known.
-        retrieve_next_sibling: unused.
-        target_predict: int64 [bs, n], the target's token after each row.
-        topk: unused.
-    """
-    agreed = candidates[:, 1:] == target_predict[:, :-1]
-    sampling.record_acceptance(
-        agreed.to(torch.int32).cumprod(1).sum(1),
-        target_predict,
-        predicts,
-        accept_index,
-        accept_token_num,
-        retrieve_index,
-    )
-    return predicts, accept_index, accept_token_num
-
-
 # module, name, replacement. Several modules bind the same function under its own name at import.
 _REPLACEMENTS = (
     ("sglang.srt.mem_cache.allocation", "assign_req_to_token_pool_func", assign_req_to_token_pool),
@@ -165,17 +103,28 @@ _REPLACEMENTS = (
         assign_draft_cache_locs_contiguous,
     ),
     ("sglang.srt.speculative.eagle_worker_common", "fill_bonus_tokens_func", fill_bonus_tokens),
-    ("sglang.srt.speculative.eagle_utils", "build_tree_kernel_efficient_func", build_chain),
-    ("sglang.srt.speculative.eagle_utils", "verify_tree_greedy_func", verify_chain_greedy),
+    ("sglang.srt.speculative.eagle_utils", "build_tree_kernel_efficient_func", tree.build_tree),
+    ("sglang.srt.speculative.eagle_utils", "verify_tree_greedy_func", tree.verify_tree_greedy),
     (
         "sglang.srt.speculative.eagle_utils",
         "tree_speculative_sampling_target_only",
-        sampling.sample_chain_target_only,
+        tree.sample_tree_target_only,
     ),
     (
         "sglang.srt.speculative.eagle_utils",
         "chain_speculative_sampling_triton",
         sampling.sample_chain_from_proposal,
+    ),
+    (
+        "sglang.srt.speculative.eagle_worker_common",
+        "duplicate_prefix_tail_to_draft_branches",
+        tree.keep_prefix_in_place,
+    ),
+    ("sglang.srt.speculative.spec_utils", "fill_front_out_cache_loc_func", tree.pack_first_slots),
+    (
+        "sglang.srt.speculative.spec_utils",
+        "fill_accept_out_cache_loc_func",
+        tree.pack_accepted_slots,
     ),
     ("sglang.srt.speculative.spec_utils", "row_argmax", sampling.row_argmax),
     ("sglang.srt.speculative.eagle_utils", "top_k_renorm_prob", sampling.top_k_renorm),
@@ -184,11 +133,11 @@ _REPLACEMENTS = (
 
 
 def install() -> None:
-    """Put the torch operators, the chain attention and the draft backends in place; idempotent."""
+    """Put the torch operators, the draft attention and the draft backends in place; idempotent."""
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
     from fastmtp_sglang.serving.cpu import fused
-    from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuChainAttnBackend
+    from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuDraftAttnBackend
 
     for module, name, replacement in _REPLACEMENTS:
         setattr(importlib.import_module(module), name, replacement)
@@ -196,7 +145,9 @@ def install() -> None:
     def create_decode_backend(factory):
         if factory.speculative_num_steps <= 1:
             return None
-        return CpuChainAttnBackend(factory.draft_model_runner, factory.speculative_num_steps)
+        return CpuDraftAttnBackend(
+            factory.draft_model_runner, factory.topk, factory.speculative_num_steps
+        )
 
     DraftBackendFactory.create_decode_backend = create_decode_backend
     DraftBackendFactory.create_draft_extend_backend = lambda factory: CpuAttnBackend(

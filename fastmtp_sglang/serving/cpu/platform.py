@@ -39,7 +39,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         Raises:
             FastMTPError: naming the flag, the reason and the way out.
         """
-        limits.refuse_any(server_args, limits.ON_A_CPU)
+        limits.refuse_on_a_cpu(server_args)
         from fastmtp_sglang.serving.cpu.native.compiled import compile_ahead
 
         compile_ahead()

@@ -3,37 +3,10 @@
 Shapes: bs requests, n = K + 1 rows each, V vocabulary entries. Probabilities are float32.
 """
 
-from typing import Any
-
 import torch
 
 # Entries among which a nucleus is looked for first: a full sort of 49,152 takes 9 ms.
 _NUCLEUS = 512
-
-
-def record_acceptance(
-    accepted: torch.Tensor,
-    tokens: torch.Tensor,
-    predicts: torch.Tensor,
-    accept_index: torch.Tensor,
-    accept_token_num: torch.Tensor,
-    retrieve_index: torch.Tensor,
-) -> None:
-    """Write how many drafts each request keeps in the form that SGLang reads.
-
-    Args:
-        accepted: int [bs], accepted drafts, 0..K.
-        tokens: int64 [bs, n], the token that follows each row.
-        predicts: int32 [bs * n], written.
-        accept_index: int32 [bs, n], written; row numbers of the accepted rows, -1 beyond.
-        accept_token_num: int32 [bs], written.
-        retrieve_index: int64 [bs, n].
-    """
-    n = tokens.shape[1]
-    predicts.copy_(tokens.flatten())
-    accept_token_num.copy_(accepted)
-    kept = torch.arange(n) <= accepted.unsqueeze(1)
-    accept_index.copy_(torch.where(kept, retrieve_index, -1))
 
 
 def top_k_renorm(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
@@ -98,16 +71,6 @@ def sample_from(probs: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, point.unsqueeze(1), right=True).squeeze(1)
 
 
-def sample_chain_target_only(*, draft_probs: torch.Tensor, **arguments: Any) -> None:
-    """`sample_chain_from_proposal` for drafts that were not drawn: the proposal is a point mass.
-
-    A draft x is accepted with p(x); on the first rejection a token is drawn from p without x,
-    renormalized; when all are accepted the bonus token is drawn from p. Lossless for any draft.
-    SGLang's `draft_probs` are not read.
-    """
-    sample_chain_from_proposal(draft_probs=None, **arguments)
-
-
 def sample_chain_from_proposal(
     *,
     predicts: torch.Tensor,
@@ -120,7 +83,7 @@ def sample_chain_from_proposal(
     uniform_samples: torch.Tensor,
     uniform_samples_for_final_sampling: torch.Tensor,
     target_probs: torch.Tensor,
-    draft_probs: torch.Tensor | None,
+    draft_probs: torch.Tensor,
     threshold_single: float,
     threshold_acc: float,
     deterministic: bool,
@@ -144,7 +107,7 @@ def sample_chain_from_proposal(
         uniform_samples: [bs, n] coins in [0, 1); column j decides draft j + 1.
         uniform_samples_for_final_sampling: [bs] coins in [0, 1).
         target_probs: [bs, n, V], p after each row.
-        draft_probs: [bs, K, V], q of each draft; None where each was certain.
+        draft_probs: [bs, K, V], q of each draft.
         threshold_single: must be 1, see raises.
         threshold_acc: must be 1.
         deterministic: unused, always deterministic given the coins.
@@ -154,15 +117,14 @@ def sample_chain_from_proposal(
         ValueError: a threshold below 1, which would accept more than the target allows, or block
             verification, for which there is no operator here.
     """
-    if threshold_single != 1.0 or threshold_acc != 1.0:
-        raise ValueError("acceptance thresholds below 1 change the output distribution")
+    check_thresholds(threshold_single, threshold_acc)
     if block_verification:
         raise ValueError("block verification has no operator on the CPU platform")
-    bs, n, _ = target_probs.shape
     drafts = candidates[:, 1:].to(torch.int64)
+    bs, n, _ = target_probs.shape
     index = drafts.unsqueeze(2)
     p = target_probs[:, :-1].gather(2, index).squeeze(2)
-    q = 1.0 if draft_probs is None else draft_probs.gather(2, index).squeeze(2)
+    q = draft_probs.gather(2, index).squeeze(2)
     agreed = uniform_samples[:, : n - 1] * q < p
     accepted = agreed.to(torch.int32).cumprod(1).sum(1)
 
@@ -170,15 +132,21 @@ def sample_chain_from_proposal(
     final_probs = target_probs[rows, last]
     if n > 1:
         rejected = (last < n - 1).unsqueeze(1)
-        draft = last.clamp(max=n - 2)
-        if draft_probs is None:
-            residual = final_probs.scatter(1, drafts.gather(1, draft.unsqueeze(1)), 0.0)
-        else:
-            residual = (final_probs - draft_probs[rows, draft]).clamp(min=0)
+        residual = (final_probs - draft_probs[rows, last.clamp(max=n - 2)]).clamp(min=0)
         # Nothing is left only where q is p up to rounding.
         rejected &= residual.sum(1, keepdim=True) > 0
         final_probs = torch.where(rejected, residual, final_probs)
     tokens = torch.zeros(bs, n, dtype=torch.int64)
     tokens[:, :-1] = drafts
     tokens[rows, last] = sample_from(final_probs, uniform_samples_for_final_sampling)
-    record_acceptance(accepted, tokens, predicts, accept_index, accept_token_num, retrive_index)
+
+    predicts.copy_(tokens.flatten())
+    accept_token_num.copy_(accepted)
+    kept = torch.arange(n) <= accepted.unsqueeze(1)
+    accept_index.copy_(torch.where(kept, retrive_index, -1))
+
+
+def check_thresholds(single: float, accumulated: float) -> None:
+    """Raise ValueError for an acceptance threshold below 1."""
+    if single != 1.0 or accumulated != 1.0:
+        raise ValueError("acceptance thresholds below 1 change the output distribution")

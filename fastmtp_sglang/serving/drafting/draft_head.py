@@ -1,11 +1,12 @@
 """Draft tokens of a batch, each request over the list of its language: the caller of the kernels.
 
-SGLang drafts with its model's `LogitsProcessor` and an argmax over what that returns. Here the
-processor runs the fused kernel instead, stores the best token id of each request in `next_ids` by
-request slot, and returns one column of zeros for the argmax. SGLang then maps the column that won,
-always 0, to a token id through the worker's `hot_token_id`, as it does for a reduced vocabulary:
-`NextTokenIds` answers with the stored ids. So all of SGLang's drafting code stays in use, eager and
-in CUDA graphs, with lists that differ from row to row.
+SGLang drafts with its model's `LogitsProcessor` and an argmax, or for a tree the top-k, over what
+that returns. Here the processor runs the fused kernel instead, stores the best token ids of each
+request in `next_ids` by request slot, and returns a column for each of them: its log-probability
+over the request's list, of which `path_probabilities` stands where SGLang takes a softmax over the
+columns. SGLang then maps the columns that won to token ids through the worker's `hot_token_id`, as
+it does for a reduced vocabulary: `NextTokenIds` answers with the stored ids. So all of SGLang's
+drafting code stays in use, eager and in CUDA graphs, with lists that differ from row to row.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# The logarithm of no probability: SGLang's checks take minus infinity for a fault.
+_NEVER = -1e4
+
+
 class DraftHead:
     """The draft model's last layer over per-request lists.
 
@@ -36,7 +41,8 @@ class DraftHead:
         is_stale: whether the lm_head has changed since the kernel last read what it copies of it.
         batch: the batch of the present forward pass or draft; SGLang passes it to the processor,
             but not on to where the logits are computed.
-        next_ids: int64 [num_slots], the latest draft token of each request slot.
+        next_ids: int64 [num_slots, top_k, top_k], the latest draft tokens of each branch of each
+            request slot; those behind what was decided are of branch 0.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class DraftHead:
         lm_head: ParallelLMHead,
         processor: LogitsProcessor,
         num_slots: int,
+        top_k: int = 1,
     ) -> None:
         """Build the kernel's tables and compile it.
 
@@ -53,10 +60,13 @@ class DraftHead:
             lm_head: the target's, shared by the draft model; this rank's share of it.
             processor: the draft model's; its class is replaced.
             num_slots: rows of SGLang's `req_to_token`.
+            top_k: branches of the draft tree, 1 for a chain.
 
         Raises:
-            FastMTPError: the lm_head is quantized or has a bias, so that its rows cannot be read.
+            FastMTPError: the lm_head is quantized or has a bias, so that its rows cannot be read;
+                or a list is shorter than `top_k`.
         """
+        _check_lists(vocabulary, top_k)
         weight = _rows(lm_head)
         shard = lm_head.shard_indices
         every_token = torch.arange(vocabulary.vocab_size)
@@ -68,29 +78,36 @@ class DraftHead:
         options = DraftOptions(
             scale=processor.logit_scale or 1.0,
             softcap=processor.final_logit_softcapping or 0.0,
+            top_k=top_k,
+            log_sum_exp=top_k > 1,
             # What a slot without a request draws; any valid id does.
             fallback_id=int(next(iter(vocabulary.ids.values()))[0]),
-            max_batch=num_slots,
+            max_batch=num_slots * top_k,
         )
         self._logits = make_draft_logits(weight, slots, options)
         self._logits.warm_up()
+        self._fillers = every_token[:top_k].to(weight.device)
         self._gathers = processor.do_tensor_parallel_all_gather
         self.router = Router(vocabulary, num_slots, weight.device)
         self.is_stale = False
         self.batch: ForwardBatch | None = None
-        self.next_ids = torch.zeros(num_slots, dtype=torch.int64, device=weight.device)
+        self.next_ids = torch.zeros(
+            num_slots, top_k, top_k, dtype=torch.int64, device=weight.device
+        )
         processor.__class__ = DraftLogitsProcessor
         processor.draft_head = self
 
     def score(self, hidden_states: Tensor) -> Tensor:
-        """Draft one token for each request of `self.batch` and store its id.
+        """Draft top_k tokens behind each row and store their ids.
 
         Args:
-            hidden_states: [B, D], or [B * n, D] in a draft extension that leaves the choice of
-                each request's last accepted row to the caller.
+            hidden_states: [B, D] of the B requests of `self.batch`; [B * top_k, D] of their
+                branches; or [B * n, D] in a draft extension that leaves the choice of each
+                request's last accepted row to the caller.
 
         Returns:
-            float32 [rows of `hidden_states`, 1], zeros: the only candidate of each row.
+            float32 [rows of `hidden_states`, top_k], log-probabilities; zeros for top_k 1, where
+            there is nothing to compare.
         """
         assert self.batch is not None
         if self.is_stale:
@@ -98,17 +115,28 @@ class DraftHead:
             self._logits.refresh()
             self.is_stale = False
         slots = self.batch.req_pool_indices
-        rows = hidden_states.shape[0]
-        if rows and len(slots):
-            width = rows // len(slots)
-            if width > 1:
-                first = torch.arange(0, rows, width, device=slots.device)
-                hidden_states = hidden_states[first + self.batch.spec_info.num_accept_tokens - 1]
-            tokens = self._logits(hidden_states, self.router.lists[slots])
-            if self._gathers:
-                tokens = self._logits.merge(_gather(tokens.keys))
-            self.next_ids[slots] = tokens.ids[:, 0]
-        return torch.zeros(rows, 1, dtype=torch.float32, device=slots.device)
+        rows, top_k = hidden_states.shape[0], self._logits.options.top_k
+        columns = torch.zeros(rows, top_k, dtype=torch.float32, device=slots.device)
+        if not rows or not len(slots):
+            return columns
+        width, lists = rows // len(slots), self.router.lists[slots]
+        chosen: Tensor | slice = slice(None)
+        if width > 1 and self.batch.forward_mode.is_decode():
+            lists = lists.repeat_interleave(width)
+        elif width > 1:
+            first = torch.arange(0, rows, width, device=slots.device)
+            chosen, width = first + self.batch.spec_info.num_accept_tokens - 1, 1
+        tokens = self._logits(hidden_states[chosen], lists)
+        if self._gathers:
+            tokens = self._logits.merge(_gather(tokens.keys), _gather(tokens.log_sum_exp))
+        ids = tokens.ids
+        if tokens.log_sum_exp is not None:
+            shares = tokens.scores - tokens.log_sum_exp.unsqueeze(1)
+            # Nothing is likely after a hidden state that is not a number; yet siblings must differ.
+            ids = torch.where(tokens.scores.isneginf(), self._fillers, ids)
+            columns[chosen] = shares.nan_to_num(nan=_NEVER, neginf=_NEVER).clamp(max=0.0)
+        self.next_ids[slots, :width] = ids.view(len(slots), width, top_k)
+        return columns
 
 
 class DraftLogitsProcessor(LogitsProcessor):
@@ -141,13 +169,32 @@ class NextTokenIds:
 
     def __len__(self) -> int:
         """Width of the logits."""
-        return 1
+        return self._draft_head.next_ids.shape[2]
 
     def __getitem__(self, topk_index: Tensor) -> Tensor:
-        """Return the latest draft token of each request, int64 like `topk_index` [B, 1]."""
+        """Return token ids for columns int64 [B, top_k], or [B * top_k, top_k] of all branches."""
         head = self._draft_head
         assert head.batch is not None
-        return head.next_ids[head.batch.req_pool_indices].unsqueeze(1)
+        slots = head.batch.req_pool_indices
+        width = len(topk_index) // max(len(slots), 1)
+        ids = head.next_ids[slots, :width].flatten(0, 1)
+        return ids.gather(1, topk_index)
+
+
+def path_probabilities(
+    next_token_logits: Tensor, sampling_info: Any, use_rejection_sampling: bool
+) -> Tensor:
+    """What the columns of `DraftHead.score` say; takes the place of `renorm_draft_probs`."""
+    return next_token_logits.exp()
+
+
+def _check_lists(vocabulary: DraftVocabulary, top_k: int) -> None:
+    for name, ids in vocabulary.ids.items():
+        if len(ids) < top_k:
+            raise FastMTPError(
+                f"--speculative-eagle-topk {top_k}: the list {name} of the draft vocabulary "
+                f"{vocabulary.origin} has only {len(ids)} tokens. Give a number up to that."
+            )
 
 
 def _rows(lm_head: Any) -> Tensor:
@@ -161,9 +208,11 @@ def _rows(lm_head: Any) -> Tensor:
     return weight
 
 
-def _gather(keys: Tensor) -> Tensor:
-    """Keys [B, 1] of all tensor-parallel ranks, [ranks, B, 1]."""
+def _gather(tensor: Tensor | None) -> Tensor | None:
+    """One tensor [B, ...] of each tensor-parallel rank, [ranks, B, ...]."""
     from sglang.srt.distributed import get_tp_group
 
+    if tensor is None:
+        return None
     group = get_tp_group()
-    return group.all_gather(keys, dim=0).view(group.world_size, *keys.shape)
+    return group.all_gather(tensor, dim=0).view(group.world_size, *tensor.shape)

@@ -75,7 +75,7 @@ _RULES = RouteRules(
 class Count(IntEnum):
     """Rows of `Router.counts()`, which are per list."""
 
-    DRAFTED = 0  # tokens
+    DRAFTED = 0  # tokens of the deepest path
     ACCEPTED = 1  # drafted tokens
     MISSES = 2  # rejected drafts whose right token the list lacks
     REROUTED = 3  # requests that came to this list from another one
@@ -169,7 +169,7 @@ class Router:
 
         Args:
             slots: int64 [B], distinct.
-            token_ids: integer [B, K+1], the target's choice after each draft.
+            token_ids: integer [B, K+1], the target's choice after each draft of the accepted path.
             accept_lens: integer [B], how many of them count: accepted drafts and the bonus token.
         """
         if slots.device.type == "cuda":

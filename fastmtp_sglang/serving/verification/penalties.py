@@ -1,6 +1,6 @@
 """Exact penalties under speculation: frequency, presence, repetition and `min_new_tokens`.
 
-Position j of a verified chain gets the penalties that the request would have after drafts 1..j, and
+A verified row gets the penalties that the request would have after the drafts that lead to it, and
 every accepted token counts: the arithmetic of `sglang.srt.sampling.penaltylib` on output tokens
 alone, bit for bit what SGLang computes token by token without speculation. (That is SGLang with
 --disable-overlap-schedule. With overlapped scheduling its own penalties lag a token behind, count
@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from sglang.srt.sampling.penaltylib.min_new_tokens import BatchedMinNewTokensPenalizer
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
+
+from fastmtp_sglang.serving.verification.tree_links import parents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +60,38 @@ class Selection:
     batch: Tensor
     rows: Tensor
     repetition: bool
+
+
+class Paths(NamedTuple):
+    """The drafts that lead to each verified row.
+
+    Attributes:
+        drafts: int64 [B, n, K], in their order; of a shorter path the last entries.
+        lengths: int64 [B, n], 0..K.
+    """
+
+    drafts: Tensor
+    lengths: Tensor
+
+    @staticmethod
+    def of(tokens: Tensor, next_token: Tensor, next_sibling: Tensor, num_steps: int) -> Paths:
+        """Follow the links of a tree; a chain is one too.
+
+        Args:
+            tokens: int64 [B, n], tokens of the rows; row 0 is the last token that was decided.
+            next_token: int64 [B, n], each row's first child, -1 for none.
+            next_sibling: int64 [B, n], the next child of the same parent, -1 for none.
+            num_steps: K.
+        """
+        parent = parents(next_token, next_sibling).clamp(min=0)
+        bs, n = tokens.shape
+        drafts, lengths = tokens.new_empty(bs, n, num_steps), torch.zeros_like(tokens)
+        place = torch.arange(n, device=tokens.device).expand(bs, n)
+        for step in reversed(range(num_steps)):
+            drafts[:, :, step] = tokens.gather(1, place)
+            lengths += place > 0
+            place = parent.gather(1, place)
+        return Paths(drafts, lengths)
 
 
 class Penalties:
@@ -150,30 +184,34 @@ class Penalties:
         self._selected = (requests, selection)
         return selection
 
-    def apply(self, selection: Selection, logits: Tensor, drafts: Tensor) -> None:
+    def apply(self, selection: Selection, logits: Tensor, paths: Paths) -> None:
         """Penalize the selected requests' logits in place.
 
         Args:
             selection: of the batch.
-            logits: float [B, n, vocab_size]; position j follows draft j.
-            drafts: int64 [B, n - 1].
+            logits: float [B, n, vocab_size].
+            paths: what leads to each row.
         """
         rows, batch = selection.rows, selection.batch
         frequency, presence, repetition = self._strength[rows].unsqueeze(2).unbind(1)
-        total, seen, stops = self._frequency[rows], self._seen[rows], self._stops[rows]
+        stops = self._stops[rows]
         missing = (self._min_length[rows] - self._length[rows]).unsqueeze(1)
-        for position in range(logits.shape[1]):
-            if position > 0:
-                draft = drafts[batch, position - 1].unsqueeze(1)
-                total.scatter_add_(1, draft, frequency)
-                seen.scatter_(1, draft, True)
-            scores = logits[batch, position]
+        drafts, lengths = paths.drafts[batch], paths.lengths[batch].unsqueeze(2)
+        for row in range(logits.shape[1]):
+            total, seen = self._frequency[rows], self._seen[rows]
+            for step in range(drafts.shape[2]):
+                counts = lengths[:, row] >= drafts.shape[2] - step
+                draft = drafts[:, row, step].unsqueeze(1)
+                total.scatter_add_(1, draft, torch.where(counts, frequency, 0.0))
+                seen.scatter_(1, draft, seen.gather(1, draft) | counts)
+            scores = logits[batch, row]
             scores.add_(-total - torch.where(seen, presence, 0.0))
-            stopping = torch.where(missing > position, -torch.inf, scores.gather(1, stops))
+            barred = missing > lengths[:, row]
+            stopping = torch.where(barred, -torch.inf, scores.gather(1, stops))
             scores.scatter_(1, stops, stopping)
             if selection.repetition:
                 self._scale(scores, torch.where(seen, repetition, 1.0))
-            logits[batch, position] = scores
+            logits[batch, row] = scores
 
     def count(self, selection: Selection, tokens: Tensor, accept_lens: Tensor) -> None:
         """Count what was accepted.
@@ -240,8 +278,9 @@ class PrefillPenalties:
 
     def apply(self, logits: Tensor) -> None:
         """Penalize logits [B, vocab_size] in place."""
-        no_drafts = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
-        self._penalties.apply(self._selection, logits.unsqueeze(1), no_drafts)
+        drafts = torch.empty(len(logits), 1, 0, dtype=torch.int64, device=logits.device)
+        paths = Paths(drafts, drafts.sum(2))
+        self._penalties.apply(self._selection, logits.unsqueeze(1), paths)
 
 
 @dataclass

@@ -19,7 +19,12 @@ from sglang.srt.sampling import penaltylib
 from sglang.srt.speculative import eagle_utils, eagle_worker_common
 
 from fastmtp_sglang.serving.verification.filters import Filters, target_distribution
-from fastmtp_sglang.serving.verification.penalties import NoPenalizers, Penalties, PrefillPenalties
+from fastmtp_sglang.serving.verification.penalties import (
+    NoPenalizers,
+    Paths,
+    Penalties,
+    PrefillPenalties,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -81,8 +86,8 @@ class Verification:
         """SGLang's `eagle_sample` on adjusted logits.
 
         Returns:
-            predict, int32 [B * n]: the tokens after each row; accept_lens, int [B]: how many of
-            them count; accept_index, int32 [B, n].
+            predict, int32 [B * n]: the tokens after the accepted rows; accept_lens, int [B]: how
+            many these are; accept_index, int32 [B, K + 1]: which, and -1 beyond.
         """
         if batch.forward_mode.is_idle():
             return self._stock_sample(verify_input, batch, logits_output, *args, **kwargs)
@@ -90,14 +95,20 @@ class Verification:
         selection = self.penalties.select(batch.reqs)
         if selection is not None:
             logits = logits_output.next_token_logits.unflatten(0, (-1, n))
-            drafts = verify_input.draft_token.view(-1, n)[:, 1:]
-            self.penalties.apply(selection, logits, drafts)
+            paths = Paths.of(
+                verify_input.draft_token.view(-1, n),
+                verify_input.retrieve_next_token,
+                verify_input.retrieve_next_sibling,
+                verify_input.spec_steps,
+            )
+            self.penalties.apply(selection, logits, paths)
         with self._own_filters(batch.sampling_info, n):
             predict, accept_lens, accept_index = self._stock_sample(
                 verify_input, batch, logits_output, *args, **kwargs
             )
         if selection is not None:
-            self.penalties.count(selection, predict.view(-1, n), accept_lens)
+            tokens = predict[accept_index.clamp(min=0).long()]
+            self.penalties.count(selection, tokens, accept_lens)
         return predict, accept_lens, accept_index
 
     @contextmanager

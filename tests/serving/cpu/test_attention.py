@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuChainAttnBackend, visibility
+from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuDraftAttnBackend, visibility
 
 SEED = 20250918
 
@@ -93,23 +93,20 @@ CHAIN = SimpleNamespace(topk=1, draft_token_num=3)
 EXTEND = {"extend_prefix_lens": torch.tensor([2, 0]), "extend_seq_lens": torch.tensor([3, 2])}
 # The first request of each batch has row 1 of the table, the second one row 0.
 MODES = {
-    "decode": (("DECODE", [7, 9], {}), None, [[7], [9]]),
-    "first draft step": (("DECODE", [7, 9], {}), 0, [[8], [10]]),
-    "second draft step": (("DECODE", [7, 9], {}), 1, [[9], [11]]),
-    "verify": (("TARGET_VERIFY", [7, 9], {"spec_info": CHAIN}), None, [[8, 9, 10], [10, 11, 12]]),
+    "decode": (("DECODE", [7, 9], {}), [[7], [9]]),
+    "verify": (("TARGET_VERIFY", [7, 9], {"spec_info": CHAIN}), [[8, 9, 10], [10, 11, 12]]),
     "draft extend": (
         ("DRAFT_EXTEND_V2", [7, 9], {"input_ids": torch.zeros(6)}),
-        None,
         [[5, 6, 7], [7, 8, 9]],
     ),
-    "prefill": (("EXTEND", [5, 2], EXTEND), None, [[3, 4, 5], [1, 2]]),
+    "prefill": (("EXTEND", [5, 2], EXTEND), [[3, 4, 5], [1, 2]]),
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_each_mode_sees(mode):
-    (name, seq_lens, fields), draft_step, visible = MODES[mode]
-    backend = CpuAttnBackend(runner(), draft_step)
+    (name, seq_lens, fields), visible = MODES[mode]
+    backend = CpuAttnBackend(runner())
     backend.init_forward_metadata(batch(name, seq_lens, **fields))
     assert seen(backend) == [
         (request, keys, 0) for request, rows in zip((1, 0), visible, strict=True) for keys in rows
@@ -199,18 +196,25 @@ def test_encoder_attention_is_refused():
         backend.forward_decode(torch.zeros(1, HEADS * SIZE), None, None, encoder, step)
 
 
-def test_trees_are_refused():
+def test_a_tree_that_is_verified():
+    """Two branches behind the root, the second one deeper."""
+    above = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).bool()
+    spec = SimpleNamespace(topk=2, draft_token_num=4, custom_mask=above.flatten())
     backend = CpuAttnBackend(runner())
-    tree = batch("TARGET_VERIFY", [7], spec_info=SimpleNamespace(topk=2, draft_token_num=4))
-    with pytest.raises(FastMTPError, match=r"--speculative-eagle-topk 2: .* chains, not trees"):
-        backend.init_forward_metadata(tree)
+    backend.init_forward_metadata(batch("TARGET_VERIFY", [7], spec_info=spec))
+    assert seen(backend) == [(0, 7, bits) for bits in (0b1, 0b11, 0b101, 0b1101)]
 
 
-def test_a_chain_has_a_backend_for_each_pass_after_the_first():
-    chain = CpuChainAttnBackend(runner(), num_steps=4)
-    chain.init_forward_metadata(batch("DECODE", [7]))
-    assert [seen(backend) for backend in chain.attn_backends] == [
-        [(0, 8, 0)],
-        [(0, 9, 0)],
-        [(0, 10, 0)],
+@pytest.mark.parametrize("topk", [1, 3])
+def test_a_draft_has_a_backend_for_each_pass_after_the_first(topk):
+    """SGLang's slots are those of pages; ours follow the last token that was decided."""
+    machine = runner()
+    drafting = CpuDraftAttnBackend(machine, topk, num_steps=4)
+    forward_batch = batch("DECODE", [7], out_cache_loc=None)
+    drafting.init_forward_metadata(forward_batch)
+    assert [seen(backend) for backend in drafting.attn_backends] == [
+        [(0, 7, own << 4 * branch) for branch in range(topk)] for own in (0b1, 0b11, 0b111)
     ]
+    if topk > 1:
+        table = machine.req_to_token_pool.req_to_token
+        assert forward_batch.out_cache_loc.tolist() == table[0, 7 : 7 + 4 * topk].tolist()

@@ -125,57 +125,6 @@ def test_fill_bonus_tokens(case):
     assert bonus.tolist() == [int(accepted[i * stride + int(lengths[i]) - 1]) for i in range(bs)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_build_chain(case):
-    source = generator(case)
-    bs, n = int(integers(1, 9, (), source)), int(integers(2, 9, (), source))
-    lengths = integers(1, 5000, (bs,), source).to(torch.int32)
-    mask = torch.ones(7, dtype=torch.bool)
-    positions = torch.full((bs * n,), -7)
-    index, following, sibling = (torch.full((bs, n), -7) for _ in range(3))
-    ops.build_chain(
-        torch.empty(0), torch.empty(0), lengths, mask, positions, index, following, sibling,
-        1, n - 1, n, None,
-    )  # fmt: skip
-    for i in range(bs):
-        for j in range(n):
-            assert positions[i * n + j] == lengths[i] + j
-            assert index[i, j] == i * n + j
-            assert following[i, j] == (j + 1 if j + 1 < n else -1)
-            assert sibling[i, j] == -1
-    assert mask.all()
-
-
-def chain_outputs(bs: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """predicts, accept_index and accept_token_num as SGLang allocates them."""
-    return (
-        torch.zeros(bs * n, dtype=torch.int32),
-        torch.full((bs, n), -1, dtype=torch.int32),
-        torch.empty(bs, dtype=torch.int32),
-    )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_verify_chain_greedy(case):
-    """A small vocabulary, so that every number of accepted drafts occurs."""
-    source = generator(case)
-    bs, n = int(integers(4, 30, (), source)), int(integers(1, 7, (), source))
-    candidates = integers(0, 2, (bs, n), source)
-    target = integers(0, 2, (bs, n), source)
-    index = torch.arange(bs * n).view(bs, n)
-    predicts, accept_index, accepted = ops.verify_chain_greedy(
-        *chain_outputs(bs, n), candidates, index, None, None, target
-    )
-    assert predicts.tolist() == target.flatten().tolist()
-    for i in range(bs):
-        count = 0
-        while count < n - 1 and candidates[i, count + 1] == target[i, count]:
-            count += 1
-        assert accepted[i] == count
-        rows = [i * n + j for j in range(count + 1)]
-        assert accept_index[i].tolist() == rows + [-1] * (n - 1 - count)
-
-
 # --- where they are installed ---
 
 # Where SGLang defines what each replacement stands for; the last ones are None on a CPU.
@@ -188,6 +137,9 @@ ORIGINALS = {
     "verify_tree_greedy_func": "sglang.kernels.ops.speculative.spec_tree",
     "tree_speculative_sampling_target_only": "sglang.kernels.ops.speculative.sampling",
     "chain_speculative_sampling_triton": "sglang.kernels.ops.speculative.reject_sampling",
+    "duplicate_prefix_tail_to_draft_branches": "sglang.srt.speculative.eagle_worker_common",
+    "fill_front_out_cache_loc_func": "sglang.kernels.ops.speculative.cache_locs",
+    "fill_accept_out_cache_loc_func": "sglang.kernels.ops.speculative.eagle",
     "row_argmax": "sglang.kernels.ops.speculative.row_argmax",
 }
 
@@ -198,14 +150,13 @@ def parameters(function) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_a_replacement_takes_what_the_original_takes(name):
-    """Names and order, but for two."""
+    """Names and order; two are called by position alone, one of which takes anything."""
     (replacement,) = (new for _, old, new in ops._REPLACEMENTS if old == name)
     original = compat._definitions(ORIGINALS[name])[name]
-    if name == "gather_spec_extras":  # called by position alone, and names differ
+    if name == "duplicate_prefix_tail_to_draft_branches":
+        inspect.signature(replacement).bind(*original)
+    elif name == "gather_spec_extras":
         assert len(parameters(replacement)) == len(original)
-    elif name == "tree_speculative_sampling_target_only":  # hands on by name what it is given
-        taken = parameters(ops.sampling.sample_chain_from_proposal)
-        assert taken == (*original, "block_verification")
     else:
         assert parameters(replacement) == original
 
@@ -224,7 +175,7 @@ def test_the_platform_function_takes_what_sglang_gives_it():
     )
 
 
-def test_every_replacement_has_a_test_above():
+def test_every_replacement_is_compared_above():
     names = {name for _, name, _ in ops._REPLACEMENTS}
     assert names == {*ORIGINALS, "top_k_renorm_prob", "top_p_renorm_prob"}
 
@@ -291,13 +242,12 @@ def test_draft_backends(restored):
     )
     factory = object.__new__(DraftBackendFactory)
     factory.draft_model_runner = runner
+    factory.topk = 2
     factory.speculative_num_steps = 4
-    chain = factory.create_decode_backend()
-    assert isinstance(chain, attention.CpuChainAttnBackend)
-    assert [backend.draft_step for backend in chain.attn_backends] == [0, 1, 2]
-    extend = factory.create_draft_extend_backend()
-    assert isinstance(extend, attention.CpuAttnBackend)
-    assert extend.draft_step is None
+    drafting = factory.create_decode_backend()
+    assert isinstance(drafting, attention.CpuDraftAttnBackend)
+    assert len(drafting.attn_backends) == 3
+    assert isinstance(factory.create_draft_extend_backend(), attention.CpuAttnBackend)
     factory.speculative_num_steps = 1  # the one draft comes from the draft-extend pass
     assert factory.create_decode_backend() is None
 

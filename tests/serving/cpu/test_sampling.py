@@ -9,11 +9,11 @@ import torch
 from scipy.stats import chisquare
 
 from fastmtp_sglang.serving.cpu.sampling import (
-    sample_chain_target_only,
     sample_from,
     top_k_renorm,
     top_p_renorm,
 )
+from fastmtp_sglang.serving.cpu.tree import sample_tree_target_only
 
 SEED = 20250918
 LARGEST_COIN = 1 - 2**-24  # of torch.rand in float32
@@ -158,7 +158,7 @@ def test_draws_follow_the_distribution():
     assert p_value(drawn, probs[0]) > 0.001
 
 
-# --- verification ---
+# --- verification of chains ---
 
 TRIALS = 200_000
 
@@ -181,8 +181,8 @@ def verify(
         "accept_token_num": accepted,
         "candidates": torch.tensor([[0, *drafts]]).expand(trials, -1),
         "retrive_index": torch.arange(trials * n).view(trials, n),
-        "retrive_next_token": None,
-        "retrive_next_sibling": None,
+        "retrive_next_token": torch.tensor([*range(1, n), -1]).expand(trials, -1),
+        "retrive_next_sibling": torch.full((trials, n), -1),
         "uniform_samples": torch.rand(trials, n, generator=source),
         "uniform_samples_for_final_sampling": torch.rand(trials, generator=source),
         "target_probs": target_probs.expand(trials, -1, -1),
@@ -191,7 +191,7 @@ def verify(
         "threshold_acc": 1.0,
         "deterministic": True,
     }
-    sample_chain_target_only(**(arguments | changes))
+    sample_tree_target_only(**(arguments | changes))
     return predicts.view(trials, n).long(), accepted.long() + 1, accept_index
 
 
@@ -273,14 +273,14 @@ def test_requests_of_a_batch_are_independent_and_rows_are_reported():
         predicts = torch.zeros(bs * 4, dtype=torch.int32)
         accept_index = torch.full((bs, 4), -7, dtype=torch.int32)
         accepted = torch.zeros(bs, dtype=torch.int32)
-        sample_chain_target_only(
+        sample_tree_target_only(
             predicts=predicts,
             accept_index=accept_index,
             accept_token_num=accepted,
             candidates=candidates[requests],
             retrive_index=chosen,
-            retrive_next_token=None,
-            retrive_next_sibling=None,
+            retrive_next_token=torch.tensor([1, 2, 3, -1]).expand(bs, -1),
+            retrive_next_sibling=torch.full((bs, 4), -1),
             uniform_samples=coins[requests],
             uniform_samples_for_final_sampling=final[requests],
             target_probs=target[requests],
@@ -298,9 +298,3 @@ def test_requests_of_a_batch_are_independent_and_rows_are_reported():
     alone = [run(slice(i, i + 1)) for i in (0, 1)]
     assert together == [alone[0][i] + alone[1][i] for i in (0, 1)]
     assert together[0][1] > 0  # otherwise acceptance was not seen
-
-
-@pytest.mark.parametrize("name", ["threshold_single", "threshold_acc"])
-def test_thresholds_that_change_the_distribution_are_refused(name):
-    with pytest.raises(ValueError, match="change the output distribution"):
-        verify([1, 1], torch.full((3, 4), 0.25), 2, 0, **{name: 0.9})

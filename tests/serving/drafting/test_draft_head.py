@@ -7,7 +7,12 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving.drafting.draft_head import DraftHead, DraftLogitsProcessor, NextTokenIds
+from fastmtp_sglang.serving.drafting.draft_head import (
+    DraftHead,
+    DraftLogitsProcessor,
+    NextTokenIds,
+    path_probabilities,
+)
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 
 VOCAB, WIDTH, SLOTS = 96, 16, 8
@@ -50,8 +55,12 @@ def head(weight) -> DraftHead:
     return made
 
 
-def batch(slots, **fields):
-    return SimpleNamespace(req_pool_indices=torch.tensor(slots), **fields)
+def batch(slots, mode="DECODE", **fields):
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    return SimpleNamespace(
+        req_pool_indices=torch.tensor(slots), forward_mode=ForwardMode[mode], **fields
+    )
 
 
 def best(weight, hidden, ids) -> int:
@@ -70,7 +79,7 @@ def test_each_row_drafts_from_its_list_and_its_slot_keeps_the_token(head, weight
         best(weight, row, ids)
         for row, ids in zip(hidden, (every, every[::2], every[1::2]), strict=True)
     ]
-    assert head.next_ids[[3, 1, 2]].tolist() == expected
+    assert head.next_ids[[3, 1, 2]].flatten().tolist() == expected
     head.batch = batch([2, 3])
     assert NextTokenIds(head)[torch.zeros(2, 1, dtype=torch.int64)].tolist() == [
         [expected[2]],
@@ -81,12 +90,14 @@ def test_each_row_drafts_from_its_list_and_its_slot_keeps_the_token(head, weight
 def test_a_draft_extension_scores_the_last_accepted_row_of_each_request(head, weight):
     hidden = torch.randn(2 * 4, WIDTH, generator=torch.Generator().manual_seed(2))
     accept = torch.tensor([3, 1])
-    head.batch = batch([3, 3], spec_info=SimpleNamespace(num_accept_tokens=accept))
+    head.batch = batch(
+        [3, 3], "DRAFT_EXTEND_V2", spec_info=SimpleNamespace(num_accept_tokens=accept)
+    )
     head.router.lists[4] = FULL
     head.batch.req_pool_indices = torch.tensor([3, 4])
     assert head.score(hidden).shape == (8, 1)
     every = torch.arange(VOCAB)
-    assert head.next_ids[[3, 4]].tolist() == [
+    assert head.next_ids[[3, 4]].flatten().tolist() == [
         best(weight, hidden[2], every),
         best(weight, hidden[4], every),
     ]
@@ -95,10 +106,69 @@ def test_a_draft_extension_scores_the_last_accepted_row_of_each_request(head, we
 def test_padded_rows_and_empty_batches(head):
     head.batch = batch([1, 0, 0])
     head.score(torch.randn(3, WIDTH))
-    assert head.next_ids[0] == 0  # slot 0 has no list: the fallback id, the lowest of the first
+    assert (
+        head.next_ids[0, 0, 0] == 0
+    )  # slot 0 has no list: the fallback id, the lowest of the first
     head.batch = batch([], spec_info=None)
     head.batch.req_pool_indices = torch.empty(0, dtype=torch.int64)
     assert head.score(torch.empty(0, WIDTH)).shape == (0, 1)
+
+
+@pytest.fixture
+def branching(weight) -> DraftHead:
+    made = DraftHead(vocabulary(), lm_head(weight), processor(softcap=4.0), SLOTS, top_k=3)
+    made.router.lists[[1, 2, 3]] = torch.tensor([EVEN, ODD, FULL])
+    return made
+
+
+def shares(weight, hidden, ids) -> dict[int, float]:
+    """Probability of each token of a list, by the whole softmax of it."""
+    logits = 4.0 * ((weight[ids].double() @ hidden.double()) / 4.0).tanh()
+    return dict(zip(ids.tolist(), logits.softmax(0).tolist(), strict=True))
+
+
+def check_branches(head, weight, hidden, lists, logits) -> None:
+    probabilities = path_probabilities(logits, None, False)
+    columns = torch.tensor([[2, 0, 1]]).expand(len(hidden), -1)
+    tokens = NextTokenIds(head)[columns]
+    for row, ids in enumerate(lists):
+        expected = shares(weight, hidden[row], ids)
+        best = sorted(expected, key=lambda token: -expected[token])[:3]
+        assert tokens[row].tolist() == [best[2], best[0], best[1]]
+        assert probabilities[row].tolist() == pytest.approx([expected[t] for t in best], rel=1e-5)
+
+
+def test_branches_have_the_probabilities_of_the_whole_list(branching, weight):
+    """After a prefill, in a draft step (three rows a request), and in a draft extension."""
+    hidden = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(1))
+    every = torch.arange(VOCAB)
+    lists = (every, every[::2], every[1::2])
+    branching.batch = batch([3, 1, 2])
+    assert len(NextTokenIds(branching)) == 3
+    check_branches(branching, weight, hidden[:3], lists, branching.score(hidden[:3]))
+    logits = branching.score(hidden)
+    each = [ids for ids in lists for _ in range(3)]
+    check_branches(branching, weight, hidden, each, logits)
+    accept = torch.tensor([2, 3, 1])
+    spec_info = SimpleNamespace(num_accept_tokens=accept)
+    branching.batch = batch([3, 1, 2], "DRAFT_EXTEND_V2", spec_info=spec_info)
+    chosen = torch.tensor([1, 5, 6])
+    logits = branching.score(hidden)[chosen]
+    check_branches(branching, weight, hidden[chosen], lists, logits)
+
+
+def test_siblings_differ_even_after_a_broken_hidden_state(branching):
+    branching.batch = batch([1])
+    logits = branching.score(torch.full((1, WIDTH), torch.nan))
+    assert path_probabilities(logits, None, False).tolist() == [[0.0] * 3]
+    assert len(set(NextTokenIds(branching)[torch.tensor([[0, 1, 2]])][0].tolist())) == 3
+
+
+def test_a_list_that_is_shorter_than_the_branches_is_refused(weight):
+    short = vocabulary()
+    short.ids["odd"] = torch.tensor([1, 3])
+    with pytest.raises(FastMTPError, match=r"--speculative-eagle-topk 3: the list odd .* only 2"):
+        DraftHead(short, lm_head(weight), processor(), SLOTS, top_k=3)
 
 
 def test_the_processor_changes_class_and_nothing_else(weight):
@@ -122,7 +192,7 @@ def test_a_list_of_a_shard(weight):
     hidden = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(3))
     head.batch = batch([1])
     head.score(hidden)
-    assert int(head.next_ids[1]) == best(weight, hidden[0], torch.arange(start + 1, VOCAB, 2))
+    assert int(head.next_ids[1, 0, 0]) == best(weight, hidden[0], torch.arange(start + 1, VOCAB, 2))
 
 
 @pytest.mark.parametrize(
@@ -143,13 +213,13 @@ def test_rows_are_read_again_after_a_weight_update(head, weight):
     hidden = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(3))
     head.batch = batch([3])
     head.score(hidden)
-    old = int(head.next_ids[3])
+    old = int(head.next_ids[3, 0, 0])
     weight.neg_()
     head.score(hidden)
-    assert int(head.next_ids[3]) == old
+    assert int(head.next_ids[3, 0, 0]) == old
     head.is_stale = True
     head.score(hidden)
-    assert int(head.next_ids[3]) == best(weight, hidden[0], torch.arange(VOCAB)) != old
+    assert int(head.next_ids[3, 0, 0]) == best(weight, hidden[0], torch.arange(VOCAB)) != old
     assert not head.is_stale
 
 

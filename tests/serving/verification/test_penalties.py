@@ -1,10 +1,11 @@
-"""Penalties of verified chains are, bit for bit, what SGLang's penalizers compute token by token.
+"""Penalties of verified rows are, bit for bit, what SGLang's penalizers compute token by token.
 
 The reference is `sglang.srt.sampling.penaltylib`, one request and one token at a time. Random cases
 start from SEED. Alone: pytest tests/serving/verification/test_penalties.py
 """
 
 import gc
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestr
 
 from fastmtp_sglang.serving.verification.penalties import (
     NoPenalizers,
+    Paths,
     Penalties,
     PrefillPenalties,
     _Batch,
@@ -84,28 +86,59 @@ def reference(request: Request, logits: torch.Tensor) -> torch.Tensor:
     return logits[0]
 
 
-def verify(penalties, batch, draws, *, n: int) -> None:
-    """One verification of a batch, checked at every position; requests get what is accepted."""
+def links(parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """First child and next sibling of each row of a tree, int64 [n]."""
+    n = len(parents)
+    families = [[i for i in range(1, n) if parents[i] == row] for row in range(n)]
+    first = [family[0] if family else -1 for family in families]
+    following = {a: b for family in families for a, b in pairwise(family)}
+    return torch.tensor(first), torch.tensor([following.get(row, -1) for row in range(n)])
+
+
+def path_to(parents: list[int], row: int) -> list[int]:
+    """Rows from the root's child down to `row`."""
+    return [] if row == 0 else [*path_to(parents, parents[row]), row]
+
+
+def verify(penalties, batch, draws, *, n: int, trees: bool = False) -> None:
+    """One verification of a batch, checked at every row; requests get what is accepted."""
     selection = penalties.select(batch)
     logits = 3 * torch.randn(len(batch), n, VOCAB, generator=draws)
-    drafts = torch.randint(0, 6, (len(batch), n - 1), generator=draws)
-    kept = torch.randint(1, n + 1, (len(batch),), generator=draws)
-    bonus = torch.randint(0, 6, (len(batch),), generator=draws)
+    tokens = torch.randint(0, 6, (len(batch), n), generator=draws)
     expected = torch.empty_like(logits)
-    tokens = torch.full((len(batch), n), 49)  # what follows a rejected draft must not count
+    linked, accepted = [], torch.full((len(batch), n), 49)  # what is not accepted must not count
+    kept = torch.randint(0, n, (len(batch),), generator=draws)
     for i, request in enumerate(batch):
         before = list(request.output_ids)
+        parents = [max(0, j - 1) for j in range(n)]
+        if trees:
+            parents = [int(torch.randint(max(j, 1), (), generator=draws)) for j in range(n)]
+        linked.append(links(parents))
         for j in range(n):
-            request.output_ids = before + drafts[i, :j].tolist()
+            request.output_ids = before + tokens[i, path_to(parents, j)].tolist()
             expected[i, j] = reference(request, logits[i, j])
-        last = int(kept[i]) - 1
-        tokens[i, :last] = drafts[i, :last]
-        tokens[i, last] = bonus[i]
-        request.output_ids = before + tokens[i, : last + 1].tolist()
+        path = path_to(parents, int(kept[i]))
+        bonus = torch.randint(0, 6, (1,), generator=draws)
+        run = torch.cat((tokens[i, path], bonus))
+        accepted[i, : len(run)] = run
+        kept[i] = len(run)
+        request.output_ids = before + run.tolist()
     if selection is not None:
-        penalties.apply(selection, logits, drafts)
-        penalties.count(selection, tokens.to(torch.int32), kept.to(torch.int32))
+        first, sibling = (torch.stack(side) for side in zip(*linked, strict=True))
+        penalties.apply(selection, logits, Paths.of(tokens, first, sibling, n - 1))
+        penalties.count(selection, accepted.to(torch.int32), kept.to(torch.int32))
     assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_of_a_tree_equals_token_by_token(name):
+    """Each row has the penalties of its own path; siblings do not see each other."""
+    draws = torch.Generator().manual_seed(SEED)
+    penalties = Penalties(VOCAB, "cpu")
+    batch = [Request(**CASES[name]) for _ in range(3)]
+    penalties.start(batch)
+    for _ in range(6):
+        verify(penalties, batch, draws, n=7, trees=True)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -177,7 +210,8 @@ def test_without_stop_tokens_min_new_tokens_bars_nothing():
     barring, free = Request(min_new_tokens=5), Request(stops=(), min_new_tokens=5)
     penalties.start([barring, free])
     logits = torch.zeros(2, 1, VOCAB)
-    penalties.apply(penalties.select([free, barring]), logits, torch.empty(2, 0, dtype=torch.int64))
+    no_drafts = Paths.of(*torch.full((3, 2, 1), -1), num_steps=0)
+    penalties.apply(penalties.select([free, barring]), logits, no_drafts)
     assert logits[0].eq(0).all()
     assert logits[1, 0].isneginf().nonzero().flatten().tolist() == [2, 3, 7]
 

@@ -101,9 +101,10 @@ def sample(
         draft_token=torch.tensor([0, *drafts]).repeat(bs),
         draft_token_num=N,
         max_tree_depth=N,
+        spec_steps=N - 1,
         retrieve_index=torch.arange(bs * N).view(bs, N),
-        retrieve_next_token=None,
-        retrieve_next_sibling=None,
+        retrieve_next_token=torch.tensor([*range(1, N), -1]).repeat(bs, 1),
+        retrieve_next_sibling=torch.full((bs, N), -1),
         tree_topk=1,
         draft_probs=None,
     )
