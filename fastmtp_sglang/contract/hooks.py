@@ -265,6 +265,12 @@ HOOKS: tuple[Hook, ...] = (
         f"{_SPEC}.spec_utils:renorm_draft_probs",
         "next_token_logits sampling_info use_rejection_sampling",
     ),
+    Hook(
+        "override",
+        "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
+        "",
+    ),
+    Hook("call", "sglang.srt.mem_cache.allocation_sizing:get_alloc_reserve_per_decode", ""),
     Hook("call", "sglang.srt.distributed.parallel_state:get_tp_group", ""),
     Hook("call", "sglang.srt.runtime_context:get_spec", ""),
     Hook("call", "sglang.srt.runtime_context:get_observability", ""),

@@ -192,12 +192,14 @@ def worker_class(server_args: Any) -> type:
     from sglang.srt.platforms import current_platform
 
     from fastmtp_sglang.head.config import ARCHITECTURE
+    from fastmtp_sglang.serving.drafting import draft_room
     from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
     from fastmtp_sglang.serving.drafting.native_head import MiMoMTP
     from fastmtp_sglang.serving.worker import FastMTPWorker
 
     identity.announce()
     stops.install()
+    draft_room.install()
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
     ModelRegistry.models["MiMoMTP"] = MiMoMTP
     on_a_cpu = current_platform.is_out_of_tree() and current_platform.device_type == "cpu"

@@ -166,7 +166,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             ),
         ),
         # Trees, with the other scheduling and pages in the second one.
-        "mimo-tree": (checkpoints.mimo, (*speculate, *_tree(3, 4, 12))),
+        "mimo-tree": (checkpoints.mimo, (*speculate, *_tree(3, 8, 16))),
         "mimo-tree-pages": (
             checkpoints.mimo,
             (

@@ -13,6 +13,7 @@ import chains
 import httpx
 import pytest
 import tiny_models as models
+import torch
 from client import (
     TIMEOUT,
     Answer,
@@ -103,26 +104,38 @@ def test_grammars(servers, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_and_hidden_states_are_those_of_the_path(servers, kind):
     body = {
-        "text": "The quick brown fox",
-        "sampling_params": {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True},
+        "text": [f"{i} apples and {i + 3} pears" for i in range(6)],
+        "sampling_params": {"temperature": 0, "max_new_tokens": 14, "ignore_eos": True},
         **{"return_logprob": True, "top_logprobs_num": 3, "return_hidden_states": True},
     }
-    fast, base = (
+    answers = [
         httpx.post(f"{servers(where)}/generate", json=body, timeout=TIMEOUT).json()
         for where in (kind, "mimo")
-    )
-    assert fast["output_ids"] == base["output_ids"]
-    ours, theirs = fast["meta_info"], base["meta_info"]
-    assert ours["spec_num_correct_drafts"] > 3
-    shares = [[p for p, *_ in meta["output_token_logprobs"]] for meta in (ours, theirs)]
-    assert shares[0] == pytest.approx(shares[1], abs=1e-4)
-    tops = [
-        [[t for _, t, *_ in place] for place in m["output_top_logprobs"]] for m in (ours, theirs)
     ]
-    assert tops[0] == tops[1]
-    # The first entry is the prompt's; then one each, of which a path may bring some more.
-    for mine, other in zip(ours["hidden_states"][1:12], theirs["hidden_states"][1:12], strict=True):
-        assert mine == pytest.approx(other, abs=1e-3)
+    for fast, base in zip(*answers, strict=True):
+        assert fast["output_ids"] == base["output_ids"]
+        ours, theirs = fast["meta_info"], base["meta_info"]
+        assert ours["spec_num_correct_drafts"] > 3
+        shares = [[p for p, *_ in meta["output_token_logprobs"]] for meta in (ours, theirs)]
+        assert shares[0] == pytest.approx(shares[1], abs=1e-4)
+        tops = [[[t for _, t, *_ in p] for p in m["output_top_logprobs"]] for m in (ours, theirs)]
+        assert tops[0] == tops[1]
+        # The first entry holds all rows of the prefill.
+        states = [
+            torch.tensor([first[-1], *others])
+            for first, *others in (ours["hidden_states"], theirs["hidden_states"])
+        ]
+        torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "reserved"), [("mimo-tree", 3 * 8), ("mimo-tree-pages", 4 * 8)])
+def test_up_to_the_last_token_that_fits(servers, kind, reserved):
+    """Drafts of a tree take more slots behind a request than its rows are."""
+    prompts = [[1000 + (i + j) % 2000 for i in range(4096 - reserved - 12)] for j in range(2)]
+    cases = [(prompt, {"max_new_tokens": 12, "ignore_eos": True}) for prompt in prompts]
+    assert_equal(ask(servers(kind), cases), ask(servers("mimo"), cases))
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        generate(servers(kind), prompts[0], max_new_tokens=13)
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 6, "top_p": 0.9, "min_p": 0.15}])
