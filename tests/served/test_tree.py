@@ -75,22 +75,6 @@ def test_stops_within_an_accepted_path(servers, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_penalties_follow_each_rows_own_path(servers, kind):
-    """Text that repeats itself, so that penalties decide; every kind of them, and none, beside."""
-    loops = [[*range(3000, 3000 + i % 7), token] for i, token in enumerate([*models.LOOPS] * 3)]
-    prompts = [*loops, *(prompt for prompt, _ in requests()[:12])]
-    cases = [
-        (prompt, {"max_new_tokens": 16 + i % 20, "ignore_eos": True, **penalty})
-        for i, (prompt, penalty) in enumerate(
-            zip(prompts, itertools.cycle(PENALTIES), strict=False)
-        )
-    ]
-    fast = ask(servers(kind), cases)
-    assert_equal(fast, ask(servers("mimo-synchronous"), cases, 1))
-    assert acceptance_length(fast) > 1.3
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_grammars(servers, kind):
     cases = [
         (text, {"max_new_tokens": 24 + 4 * (i % 5), **GRAMMARS[i % 4]})
@@ -149,6 +133,22 @@ def test_sampled_siblings_compete_fairly(servers, settings):
     pairs = [[answer.ids[1:3] for answer in answers] for answers in (fast, base)]
     assert p_value(*pairs) > _UNLIKELY
     assert acceptance_length(fast) > 1.2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_penalties_follow_each_rows_own_path(servers, kind):
+    """Text that repeats itself, so that penalties decide; every kind of them, and none, beside."""
+    loops = [[*range(3000, 3000 + i % 7), token] for i, token in enumerate([*models.LOOPS] * 3)]
+    prompts = [*loops, *(prompt for prompt, _ in requests()[:12])]
+    cases = [
+        (prompt, {"max_new_tokens": 16 + i % 20, "ignore_eos": True, **penalty})
+        for i, (prompt, penalty) in enumerate(
+            zip(prompts, itertools.cycle(PENALTIES), strict=False)
+        )
+    ]
+    fast = ask(servers(kind), cases)
+    assert_equal(fast, ask(servers("mimo-synchronous"), cases, 1))
+    assert acceptance_length(fast) > 1.3
 
 
 def test_each_branch_drafts_from_its_requests_list(servers):
