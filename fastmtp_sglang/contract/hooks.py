@@ -36,6 +36,11 @@ _SCHEDULER_PARTS = "sglang.srt.managers.scheduler_components"
 _IO = "sglang.srt.managers.io_struct"
 _LOADER = "sglang.srt.model_loader.loader"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
+_SAMPLER_ARGS = (
+    "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
+    "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
+    "draft_probs threshold_single threshold_acc deterministic"
+)
 
 HOOKS: tuple[Hook, ...] = (
     # The algorithm.
@@ -361,16 +366,12 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "override",
         f"{_OPS}.reject_sampling:chain_speculative_sampling_triton",
-        "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
-        "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
-        "draft_probs threshold_single threshold_acc deterministic",
+        _SAMPLER_ARGS,
     ),
     Hook(
         "override",
         f"{_OPS}.sampling:tree_speculative_sampling_target_only",
-        "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
-        "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
-        "draft_probs threshold_single threshold_acc deterministic",
+        _SAMPLER_ARGS,
     ),
     Hook(
         "override",
