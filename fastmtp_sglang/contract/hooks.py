@@ -27,6 +27,7 @@ _SPEC = "sglang.srt.speculative"
 _OPS = "sglang.kernels.ops.speculative"
 _OPENAI = "sglang.srt.entrypoints.openai"
 _POOL = "sglang.srt.mem_cache.memory_pool"
+_SIZING = "sglang.srt.mem_cache.allocation_sizing"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
 _DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
 _ATTENTION = "sglang.srt.layers.attention"
@@ -270,12 +271,8 @@ HOOKS: tuple[Hook, ...] = (
         f"{_SPEC}.spec_utils:renorm_draft_probs",
         "next_token_logits sampling_info use_rejection_sampling",
     ),
-    Hook(
-        "override",
-        "sglang.srt.mem_cache.allocation_sizing:get_req_to_token_extra_context_len",
-        "",
-    ),
-    Hook("call", "sglang.srt.mem_cache.allocation_sizing:get_alloc_reserve_per_decode", ""),
+    Hook("override", f"{_SIZING}:get_req_to_token_extra_context_len", ""),
+    Hook("call", f"{_SIZING}:get_alloc_reserve_per_decode", ""),
     Hook("call", "sglang.srt.distributed.parallel_state:get_tp_group", ""),
     Hook("call", "sglang.srt.runtime_context:get_spec", ""),
     Hook("call", "sglang.srt.runtime_context:get_observability", ""),
@@ -363,16 +360,8 @@ HOOKS: tuple[Hook, ...] = (
         "predicts accept_index accept_token_num candidates retrieve_index retrieve_next_token "
         "retrieve_next_sibling target_predict topk",
     ),
-    Hook(
-        "override",
-        f"{_OPS}.reject_sampling:chain_speculative_sampling_triton",
-        _SAMPLER_ARGS,
-    ),
-    Hook(
-        "override",
-        f"{_OPS}.sampling:tree_speculative_sampling_target_only",
-        _SAMPLER_ARGS,
-    ),
+    Hook("override", f"{_OPS}.reject_sampling:chain_speculative_sampling_triton", _SAMPLER_ARGS),
+    Hook("override", f"{_OPS}.sampling:tree_speculative_sampling_target_only", _SAMPLER_ARGS),
     Hook(
         "override",
         f"{_OPS}.cache_locs:fill_front_out_cache_loc_func",
