@@ -85,7 +85,7 @@ def test_grammars(servers, kind):
     assert sum(a.meta.get("spec_num_correct_drafts", 0) for a in fast) > 20
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:1])
 def test_log_probabilities_and_hidden_states_are_those_of_the_path(servers, kind):
     body = {
         "text": [f"{i} apples and {i + 3} pears" for i in range(6)],
