@@ -19,6 +19,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 
+from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.cache import directory as cache_directory
 
 # The file that says that the cache holds everything.
@@ -88,5 +89,5 @@ def cache_folder() -> str | None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return str(folder)
-    except (OSError, RuntimeError):
+    except (OSError, FastMTPError):
         return None

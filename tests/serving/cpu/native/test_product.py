@@ -6,9 +6,9 @@ Alone: pytest tests/serving/cpu/native/test_product.py
 import pytest
 import torch
 
+from fastmtp_sglang.serving.cpu.native.emitter import ROWS_AT_ONCE
 from fastmtp_sglang.serving.cpu.native.engine import Packed
 from fastmtp_sglang.serving.cpu.native.passes import SWEEP
-from fastmtp_sglang.serving.cpu.native.vectors import ROWS_AT_ONCE
 
 SEED = 20250918
 DTYPES = [torch.float32, torch.bfloat16]
