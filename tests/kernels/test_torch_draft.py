@@ -51,7 +51,7 @@ def test_a_platform_may_multiply_by_the_head_rows_itself(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(TorchDraftLogits, "packer", staticmethod(packer))
     head = torch.eye(4, dtype=torch.bfloat16)
-    draft_logits = make_draft_logits(head, DraftSlots.build({"odd": [3, 1], "all": range(4)}, 4))
+    draft_logits = make_draft_logits(head, DraftSlots.build({"odd": [1, 3], "all": range(4)}, 4))
     assert [rows.tolist() for rows in given] == [head[[1, 3]].tolist(), head.tolist()]
     hidden = torch.tensor([[0.0, 1.0, 3.0, 2.0]] * 3, dtype=torch.bfloat16)
     assert draft_logits(hidden, torch.tensor([0, 1, 0])).ids.flatten().tolist() == [3, 2, 3]

@@ -16,6 +16,7 @@ from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.rope_variant import Llama3RotaryEmbedding
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastmtp_sglang.serving.cpu.native.engine import Packed, engine
 
@@ -147,7 +148,9 @@ def _float32(op: torch.nn.Module, tensor: Tensor, plus: float) -> Tensor:
         return tensor.detach()
     kept = op.__dict__.get(_COPY)
     if kept is None:
-        kept = op.__dict__[_COPY] = tensor.detach().float() + plus
+        # Made while a pass is recorded, it is no part of that pass.
+        with _disable_current_modes():
+            kept = op.__dict__[_COPY] = tensor.detach().float() + plus
     return kept
 
 

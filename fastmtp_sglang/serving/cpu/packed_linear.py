@@ -18,6 +18,7 @@ from sglang.srt.layers.quantization.unquant import (
     UnquantizedLinearMethod,
 )
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastmtp_sglang.serving.cpu import replay
 from fastmtp_sglang.serving.cpu.fused import DTYPES, forget_copies
@@ -55,7 +56,9 @@ class PackedLinearMethod(UnquantizedLinearMethod):
     ) -> torch.Tensor:
         """SGLang's hook for the product of a linear layer."""
         if bias is not None and self._bias is None:
-            self._bias = bias.detach().float().contiguous()
+            # Made while a pass is recorded, it is no part of that pass.
+            with _disable_current_modes():
+                self._bias = bias.detach().float().contiguous()
         assert self.packed is not None
         return engine().product(x, self.packed, None if bias is None else self._bias)
 

@@ -54,22 +54,22 @@ def _forward(
     input_ids: torch.Tensor,
     positions: torch.Tensor,
     forward_batch: Any,
-    inputs: torch.Tensor | None = None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     """What `stock` computes: by a sweep of its tape where there is one.
 
-    `inputs` is a head's hidden states [rows, D]; a model's embeddings, which end the recording.
+    The first of `args` is a head's hidden states [rows, D]; a model's embeddings run as before.
     """
 
     def as_before() -> Any:
-        return stock(input_ids, positions, forward_batch, inputs, *args, **kwargs)
+        return stock(input_ids, positions, forward_batch, *args, **kwargs)
 
+    inputs = args[0] if args else None
     backend = get_attn_backend()
     possible = (
         (inputs is None) != isinstance(owner, FastMTPHead)
-        and not any(argument is not None for argument in (*args, *kwargs.values()))
+        and not any(argument is not None for argument in (*args[1:], *kwargs.values()))
         and type(backend) is CpuAttnBackend
         and len(backend.visible) == len(input_ids) > 0
         and positions.dim() == 1
