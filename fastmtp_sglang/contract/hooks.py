@@ -333,6 +333,11 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "override",
+        "sglang.srt.layers.quantization.unquant:UnquantizedEmbeddingMethod.embedding",
+        "layer input_",
+    ),
+    Hook(
+        "override",
         "sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func",
         "req_pool_indices req_to_token start_offset end_offset out_cache_loc batch_size",
     ),

@@ -99,7 +99,6 @@ def test_every_replaced_operator_is_listed():
 
     listed = {hook.path.split(":")[1] for hook in compat.HOOKS}
     defined_for_gpus = {
-        "tree_speculative_sampling_target_only",
         "top_k_renorm_prob",
         "top_p_renorm_prob",
     }

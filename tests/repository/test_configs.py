@@ -13,15 +13,15 @@ import pytest
 
 from fastmtp_sglang.models import smollm2
 
+# One process that imports SGLang.
+pytestmark = pytest.mark.heavy
+
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "serve").glob("*.yaml"))
 
 # In a process of its own: the parser replaces the handlers of the root logger, pytest's included.
 PARSE = """
 import json, sys
 from sglang.srt.server_args import prepare_server_args
-
-# One process that imports SGLang.
-pytestmark = pytest.mark.heavy
 
 fields = ("model_path", "speculative_algorithm", "speculative_draft_model_path",
           "speculative_num_steps", "dtype", "trust_remote_code", "disable_radix_cache",

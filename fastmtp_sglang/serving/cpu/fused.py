@@ -18,7 +18,8 @@ from sglang.srt.layers.rotary_embedding.rope_variant import Llama3RotaryEmbeddin
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fastmtp_sglang.serving.cpu.native.engine import Packed, engine
+from fastmtp_sglang.serving.cpu.native.engine import engine
+from fastmtp_sglang.serving.cpu.native.packing import Packed
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Where a layer keeps the float32 copy of its weight.

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fastmtp_sglang.serving.cpu import replay
 from fastmtp_sglang.serving.cpu.fused import DTYPES, forget_copies
-from fastmtp_sglang.serving.cpu.native.engine import Packed, engine
+from fastmtp_sglang.serving.cpu.native.engine import engine
+from fastmtp_sglang.serving.cpu.native.packing import Packed
 
 # Multi-head latent attention reads this weight itself, in two halves.
 _READ_ELSEWHERE = ("kv_b_proj",)

@@ -265,11 +265,10 @@ def test_requests_of_a_batch_are_independent_and_rows_are_reported():
     candidates = torch.tensor([[1, 2, 3, 4], [9, *target[1, :3].argmax(1).tolist()]])
     coins = torch.rand(2, 4, generator=generator(22)) * 0.3
     final = torch.rand(2, generator=generator(23))
-    index = torch.arange(8).view(2, 4)
 
     def run(requests: slice) -> list[list]:
-        chosen = index[requests]
-        bs = len(chosen)
+        bs = len(candidates[requests])
+        chosen = torch.arange(4 * bs).view(bs, 4)
         predicts = torch.zeros(bs * 4, dtype=torch.int32)
         accept_index = torch.full((bs, 4), -7, dtype=torch.int32)
         accepted = torch.zeros(bs, dtype=torch.int32)

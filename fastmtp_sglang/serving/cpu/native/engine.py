@@ -8,7 +8,6 @@ contiguous rows. One process has one engine; SGLang's scheduler calls it from on
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from fastmtp_sglang.serving.cpu.native import rows as by_row
 from fastmtp_sglang.serving.cpu.native.attention import BYTES_A_KEY, attend
 from fastmtp_sglang.serving.cpu.native.best import best
 from fastmtp_sglang.serving.cpu.native.compiled import mark_complete
-from fastmtp_sglang.serving.cpu.native.emitter import PANEL
+from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
     IDS,
@@ -45,28 +44,6 @@ mark_complete()
 
 # What the row-wise operators and short contexts need; grows with what is asked for.
 _SMALLEST_SCRATCH = 1 << 20
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A weight [outputs, inputs] in panels of PANEL outputs, input by input, padded at the end."""
-
-    panels: Tensor
-    outputs: int
-
-    @staticmethod
-    def of(weight: Tensor) -> Packed:
-        """Pack a float32 or bfloat16 weight."""
-        outputs, inputs = weight.shape
-        count = -(-outputs // PANEL)
-        padded = torch.zeros(count * PANEL, inputs, dtype=weight.dtype)
-        padded[:outputs] = weight
-        panels = padded.view(count, PANEL, inputs).transpose(1, 2).contiguous()
-        return Packed(panels, outputs)
-
-    def rows(self) -> Tensor:
-        """The weight again, exactly."""
-        return self.panels.transpose(1, 2).reshape(-1, self.panels.shape[1])[: self.outputs]
 
 
 class Engine:

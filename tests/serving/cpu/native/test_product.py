@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastmtp_sglang.serving.cpu.native.emitter import ROWS_AT_ONCE
-from fastmtp_sglang.serving.cpu.native.engine import Packed
+from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import SWEEP
 
 SEED = 20250918

@@ -8,7 +8,7 @@ import functools
 import pytest
 import torch
 
-from fastmtp_sglang.serving.cpu.native.engine import Packed
+from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import SWEEP
 from fastmtp_sglang.serving.cpu.native.tape import NotRecordable, Recording, Tape, _places
 

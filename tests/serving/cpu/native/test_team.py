@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fastmtp_sglang.serving.cpu.native import team
-from fastmtp_sglang.serving.cpu.native.engine import Engine, Packed
+from fastmtp_sglang.serving.cpu.native.engine import Engine
+from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import PARTS, PARTS_A_ROW
 
 SEED = 20250918

@@ -3,7 +3,7 @@
 Whatever is in them and whatever they are called: exit code 0 or 2, one line of error, no traceback,
 and no output half-written. Both come from a fixed seed.
 
-Alone: pytest tests/cli/test_inputs.py
+Alone: pytest tests/repository/test_fuzzed_inputs.py
 """
 
 import json

@@ -2,7 +2,7 @@
 
 One process serves them one after the other: each one's layers are the native operators, recorded
 and swept, in float32. MiMo has no class in transformers; without its MTP layer it is a Qwen2.
-Alone: pytest tests/serving/cpu/test_families.py
+Alone: pytest tests/served/test_families.py
 """
 
 import json
