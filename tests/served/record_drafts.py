@@ -5,7 +5,7 @@
 PLAN is a list of runs, each one engine after the other:
 
     {"flags": keyword arguments of Engine, "batches": lists of {rid: prompt ids} sent together,
-     "max_new_tokens": int, "answers": path, "records": path,
+     "max_new_tokens": int, "answers": path, "records": path or null,
      "steps": with speculative_adaptive, the K of one decoding step after the other, repeated}
 
 `answers` becomes a JSON object {rid: output ids}. `records` becomes a stream of pickled
@@ -99,9 +99,9 @@ def main(plan: Path) -> None:
         run_scheduler_process_func = staticmethod(scheduler_process)
 
     for run in json.loads(plan.read_text()):
-        os.environ[RECORDS] = run["records"]
+        os.environ[RECORDS] = run["records"] or ""
         os.environ[STEPS] = json.dumps(run["steps"])
-        engine = RecordedEngine(**run["flags"])
+        engine = (RecordedEngine if run["records"] else Engine)(**run["flags"])
         answers = {}
         try:
             for batch in run["batches"]:

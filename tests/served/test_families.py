@@ -14,6 +14,9 @@ import tiny_models as models
 import torch
 from transformers import AutoModelForCausalLM
 
+# Five engines, one after the other.
+pytestmark = pytest.mark.slow
+
 TOKENS = 24
 FAMILIES = {
     "llama": {},

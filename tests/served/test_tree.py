@@ -27,7 +27,8 @@ from distributions import PLACES, p_value, sampled, sampled_alone
 from features import GRAMMARS, PENALTIES
 from prompts import requests
 
-KINDS = ("mimo-tree", "mimo-tree-pages")
+# The second one has pages of 16 slots, synchronous scheduling, small chunks and requests put back.
+KINDS = ("mimo-tree", pytest.param("mimo-tree-pages", marks=pytest.mark.slow))
 _UNLIKELY = 1e-5
 
 
@@ -112,7 +113,10 @@ def test_log_probabilities_and_hidden_states_are_those_of_the_path(servers, kind
         torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "reserved"), [("mimo-tree", 3 * 8), ("mimo-tree-pages", 4 * 8)])
+@pytest.mark.parametrize(
+    ("kind", "reserved"),
+    [("mimo-tree", 3 * 8), pytest.param("mimo-tree-pages", 4 * 8, marks=pytest.mark.slow)],
+)
 def test_up_to_the_last_token_that_fits(servers, kind, reserved):
     """Drafts of a tree take more slots behind a request than its rows are."""
     prompts = [[1000 + (i + j) % 2000 for i in range(4096 - reserved - 12)] for j in range(2)]
@@ -151,6 +155,7 @@ def test_penalties_follow_each_rows_own_path(servers, kind):
     assert acceptance_length(fast) > 1.3
 
 
+@pytest.mark.slow
 def test_each_branch_drafts_from_its_requests_list(servers):
     """Rows of one batch in four languages; a list that fails is left; the counters say so."""
     languages = ("zh", "en", "code", "ru") * 3
@@ -170,6 +175,7 @@ def test_each_branch_drafts_from_its_requests_list(servers):
     assert float(steps["1"]) > 0.8 * verified
 
 
+@pytest.mark.slow
 def test_the_real_model(servers):
     base = generate_all(servers("smollm2"), requests()[::2], concurrency=16)
     fast = generate_all(servers("smollm2-tree"), requests()[::2], concurrency=16)
