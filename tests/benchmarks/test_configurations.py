@@ -74,7 +74,7 @@ def test_the_embedded_model_brings_its_head(monkeypatch, head, tmp_path):
     made = smollm2.DraftHead(head, trained=False)
     monkeypatch.setattr(smollm2, "draft_head", lambda *_, **__: made)
     served = arguments(["baseline", "fastmtp"], Model("smollm2"), tmp_path)
-    assert served["baseline"].startswith("--model-path /cache/smollm2 --dtype float32")
+    assert served["baseline"].startswith("--model-path /cache/smollm2 --dtype bfloat16")
     assert f"--speculative-draft-model-path {head}" in served["fastmtp"]
 
 

@@ -97,7 +97,7 @@ def test_files(run, tmp_path):
     assert result["rows"][1]["acceptance_length"] == 1.5
     assert result["rows"][1]["identical_to_transformers"] == [16, 16]
     assert len(result["turns"]) == 12
-    assert result["memory_limit"]["weight_bytes"] > 4 * 49152 * 64
+    assert result["memory_limit"]["weight_bytes"] > 2 * 49152 * 64
 
 
 def test_a_changed_answer_fails(run, monkeypatch):

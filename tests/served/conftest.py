@@ -50,7 +50,7 @@ _ORDER = (
     "hidden_states",
     *("routing", "acceptance", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
-    *("sampling", "rejection", "tensor_parallel"),
+    *("sampling", "rejection", "tree", "tensor_parallel", "families"),
 )
 
 
