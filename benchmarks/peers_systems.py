@@ -184,7 +184,7 @@ class Server(System):
     def _start(self, stack: ExitStack) -> None:
         stack.enter_context(self._server)
         self._runner = stack.enter_context(asyncio.Runner())
-        self._requests = _Requests(None, _TIMEOUT)
+        self._requests = _Requests(None, _TIMEOUT, [self._server.url])
         stack.callback(lambda: self._runner.run(self._requests.close()))
 
     def answer(self, prompts: Sequence[list[int]], tokens: int) -> Answers:

@@ -58,7 +58,7 @@ def test_a_chain_accepts_what_the_head_drafts_itself(pair):
 
 def test_one_step_accepts_a_token_among_the_best_of_its_list(pair):
     head, target, answer = pair
-    listed = torch.arange(1400, 1600)
+    listed = answer.ids[PROMPT:].unique()[::2]  # half of what is said
     accepted = drafts_of(pair, 1, 4, listed).accepted(4)  # three of the four are verified
     positions = torch.arange(len(answer.ids) - 1).unsqueeze(0)
     with torch.inference_mode():
@@ -77,9 +77,10 @@ def test_one_step_accepts_a_token_among_the_best_of_its_list(pair):
 
 def test_more_rows_and_more_branches_accept_more(pair):
     narrow, wide = drafts_of(pair, 3, 2), drafts_of(pair, 3, 4)
-    assert torch.equal(narrow.accepted(4) <= narrow.accepted(9), torch.ones(93).bool())
+    places = len(pair[2].ids) - 1 - PROMPT
+    assert (narrow.accepted(4) <= narrow.accepted(9)).all()
     assert wide.accepted(12).sum() > drafts_of(pair, 3, 1).accepted(4).sum()
-    assert wide.scores.shape == wide.right.shape == (93, 4 + 16 + 16)
+    assert wide.scores.shape == wide.right.shape == (places, 4 + 16 + 16)
 
 
 def test_walk():
