@@ -16,8 +16,6 @@ from features import GRAMMARS
 K = 3
 PROMPT = chains.prompt("en")
 NEXT = list(chains.CYCLES["en"])[len(PROMPT) :]
-# What the servers of `conftest` are started with.
-CONTEXT = 4096
 
 
 def check(answer: Answer) -> None:
@@ -68,15 +66,6 @@ def test_every_end(servers):
         assert list(answer.ids) == NEXT[: len(answer.ids)]
         assert len(answer.ids) < 40, name
         check(answer)
-
-
-def test_the_end_of_the_context(servers):
-    url = servers("chains-routed")
-    prompt = (list(chains.CYCLES["en"]) * 11)[: CONTEXT - 40]
-    answer = generate(url, prompt, max_new_tokens=4096, ignore_eos=True)
-    assert answer.finish_reason["type"] == "length"
-    assert len(answer.ids) < 40
-    check(answer)
 
 
 def test_grammars_and_eos(servers):
