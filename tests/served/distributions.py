@@ -17,10 +17,10 @@ _ANSWERS = 300
 
 
 def sampled(url: str, **settings) -> list[Answer]:
-    """Answers of PLACES tokens."""
+    """Answers of more than PLACES tokens: drafts behind an answer's end are not counted."""
     settings = {"temperature": 1.0, **settings}
     return generate_batch(
-        url, [_PROMPT] * _ANSWERS, max_new_tokens=PLACES, ignore_eos=True, **settings
+        url, [_PROMPT] * _ANSWERS, max_new_tokens=PLACES + 5, ignore_eos=True, **settings
     )
 
 
