@@ -4,6 +4,7 @@ SGLang's own CPU engine needs a build of `sgl_kernel` that the CUDA wheel does n
 platform needs torch alone. It serves without speculation, with FASTMTP and with stock NEXTN.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -121,5 +122,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         replay.install(model)
 
 
+# torch's compiler looks the function below the cache up by this attribute.
+@functools.wraps(_get_device_module)
 def _cpu_by_default(device: torch.device | str | None = None) -> Any:
     return _get_device_module("cpu" if device is None else device)

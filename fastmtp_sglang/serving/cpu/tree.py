@@ -218,9 +218,10 @@ def _accept(
     row = torch.arange(n)
     right = right & (parent >= 0)
     right &= ~(_earlier_siblings(parent) & right.unsqueeze(1)).any(2)
-    reached = row == 0
+    root = (row == 0).expand_as(parent)
+    reached = root
     for _ in range(width - 1):
-        reached = (row == 0) | (right & reached.expand_as(right).gather(1, parent.clamp(min=0)))
+        reached = root | (right & reached.gather(1, parent.clamp(min=0)))
     path = torch.where(reached, row, n).sort(1).values[:, :width]
     accept_token_num.copy_((path < n).sum(1) - 1)
     numbers = retrieve_index.gather(1, path.clamp(max=n - 1))
