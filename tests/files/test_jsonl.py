@@ -105,12 +105,13 @@ def test_a_whole_file_of_json_and_of_text(tmp_path):
         read_json(path)
 
 
+TARGET = SimpleNamespace(vocab_size=10)
 READERS = {
     "vocab build": lambda path: [d.ids for d, _ in open_source(str(path), str.encode).documents(0)],
     "data clean": lambda path: list(read_records([path])),
     "distill --prompts": lambda path: list(open_prompts([str(path)])[0].conversations()),
     "bench --task": lambda path: load_tasks([str(path)])[0].conversations,
-    "train": lambda path: list(read_turns([path], None)),
+    "train": lambda path: list(read_turns([path], TARGET, skipped=lambda reason: None)),
 }
 
 

@@ -326,7 +326,9 @@ def test_mimo_names_are_those_that_sglang_loads(checkpoints):
 def test_tensor_shapes_of_several_files(tmp_path):
     save_file({"a": torch.zeros(2, 3), "b": torch.zeros(())}, tmp_path / "model-1.safetensors")
     save_file({"c": torch.zeros(4)}, tmp_path / "model-2.safetensors", metadata={"format": "pt"})
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    of_file = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": of_file}))
     assert tensor_shapes(tmp_path) == {"a": (2, 3), "b": (), "c": (4,)}
 
 
