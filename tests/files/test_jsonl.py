@@ -3,6 +3,8 @@
 Alone: pytest tests/files/test_jsonl.py
 """
 
+from types import SimpleNamespace
+
 import pytest
 
 from fastmtp_benchmarks.tasks import load_tasks
