@@ -71,10 +71,16 @@ def open_prompts(specs: list[str], flag: str = "--prompts") -> list[PromptSource
     `[NAME=]datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]`. `flag` is what errors
     name.
 
-    Raises FastMTPError when one is missing, empty, begins with a bad row, or two share a name.
+    Raises FastMTPError when one is missing, empty, begins with a bad row, has a name that cannot be
+    written, or two share a name.
     """
     sources = [PromptSource(spec, flag) for spec in specs]
     for index, source in enumerate(sources):
+        if not source.name.isprintable():
+            # Records and the manifest name their source.
+            raise FastMTPError(
+                f"{flag} {source.spec!r}: its name cannot be written; give another one as NAME=..."
+            )
         if source.name in [other.name for other in sources[:index]] or source.name == "self":
             raise FastMTPError(
                 f"{flag} {source.spec}: the name {source.name} is taken; give another one as "

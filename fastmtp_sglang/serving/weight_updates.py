@@ -137,7 +137,10 @@ def install(*, on_a_cpu: bool) -> None:
             logger.exception("Weights of %s could not be loaded.", model_path)
             config.model_path = before
             message = f"model_path {model_path} could not be loaded: {error}"
-            restored, why = from_disk(updater, before, "auto", **options)
+            try:
+                restored, why = from_disk(updater, before, "auto", **options)
+            except Exception as worse:
+                restored, why = False, str(worse)
             if not restored:
                 raise UnusableWeightsError(f"{message}; nor {before}: {why}") from error
             success = False
