@@ -150,7 +150,7 @@ def page() -> str:
             "",
             *_table(("asked for", "answer", "reported as"), GUARDED),
             "",
-            "Odd bodies of `/v1/chat/completions`, `/invocations` and `/add_external_corpus` may",
+            "Odd bodies of `/v1/chat/completions`, `/invocations` and administrative calls may",
             "get HTTP 500 from SGLang's own models of them; the server goes on.",
             "",
         )

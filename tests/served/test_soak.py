@@ -153,6 +153,8 @@ def _ask_oddly(url: str, path: str, body: dict | bytes) -> None:
 def _resident_bytes(url: str) -> int:
     """Memory of the server's processes; the port tells which they are."""
     port = f"--port {url.rpartition(':')[2]}"
-    roots = [p for p in psutil.process_iter(["cmdline"]) if port in " ".join(p.info["cmdline"] or ())]
+    roots = [
+        p for p in psutil.process_iter(["cmdline"]) if port in " ".join(p.info["cmdline"] or ())
+    ]
     family = {p for root in roots for p in (root, *root.children(recursive=True))}
     return sum(p.memory_info().rss for p in family)
