@@ -115,13 +115,12 @@ def test_a_draft_list_of_the_wrong_type(walk, path):
 def test_profiles(walk, tmp_path):
     """A trace of the CPU, or a refusal."""
     start = {"output_dir": str(tmp_path), "profile_id": "p"}
-    for options in ({}, {"activities": ["CPU"]}, {"num_steps": 2}):
+    for options in ({}, {"activities": ["CPU"]}):
         assert walk.send("POST", "/start_profile", start | options).status_code == 200
         assert walk.send("POST", "/start_profile", start).status_code == 400
         for _ in range(3):
             walk.look()
-        stopped = walk.send("POST", "/stop_profile", None).status_code
-        assert stopped == (400 if "num_steps" in options else 200)
+        assert walk.send("POST", "/stop_profile", None).status_code == 200
         (trace,) = tmp_path.glob("p-*.trace.json.gz")
         assert b"aten::" in gzip.decompress(trace.read_bytes())
         trace.unlink()
