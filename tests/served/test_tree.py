@@ -139,6 +139,7 @@ def test_sampled_siblings_compete_fairly(servers, settings):
     assert acceptance_length(fast) > 1.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_penalties_follow_each_rows_own_path(servers, kind):
     """Text that repeats itself, so that penalties decide; every kind of them, and none, beside."""
