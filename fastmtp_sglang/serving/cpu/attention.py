@@ -17,6 +17,7 @@ from sglang.srt.layers.radix_attention import AttentionType
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving.cpu.native.engine import engine
+from fastmtp_sglang.serving.cpu.native.passes import SEEN
 from fastmtp_sglang.serving.cpu.visibility import of_drafted_branches, of_verified_tree
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def visibility(
     req_to_token: Tensor, requests: Tensor, prefix: Tensor, tree: Tensor | None = None
 ) -> Tensor:
-    """What rows see, as `native.passes.SEEN` says: int64 [rows, 3].
+    """What rows see, as `native.passes.SEEN` says: int64 [rows, SEEN].
 
     Args:
         req_to_token: int32 [requests, context] cache slots by request and position, contiguous.
@@ -38,7 +39,7 @@ def visibility(
         prefix: int64 [rows], how many keys it sees from position 0 on.
         tree: int64 [rows], bit j for the key at position prefix + j; None for none.
     """
-    seen = torch.zeros(len(requests), 3, dtype=torch.int64)
+    seen = torch.zeros(len(requests), SEEN, dtype=torch.int64)
     seen[:, 0] = req_to_token.data_ptr() + requests * (req_to_token.stride(0) * 4)
     seen[:, 1] = prefix
     if tree is not None:
@@ -58,7 +59,7 @@ class CpuAttnBackend(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.max_context_len = runner.model_config.context_len
-        self.visible = torch.zeros(0, 3, dtype=torch.int64)
+        self.visible = torch.zeros(0, SEEN, dtype=torch.int64)
         engine().reserve_keys(self.req_to_token_pool.req_to_token.shape[1] + 64)
 
     @property
@@ -72,7 +73,7 @@ class CpuAttnBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Plan this forward pass; called once before its layers."""
         if forward_batch.forward_mode.is_idle():
-            self.visible = torch.zeros(0, 3, dtype=torch.int64)
+            self.visible = torch.zeros(0, SEEN, dtype=torch.int64)
             return
         self.visible = visibility(self.req_to_token_pool.req_to_token, *self._rows(forward_batch))
 

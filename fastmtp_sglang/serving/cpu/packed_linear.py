@@ -65,7 +65,7 @@ class PackedLinearMethod(UnquantizedLinearMethod):
 
 
 class PackedLMHeadMethod(UnquantizedEmbeddingMethod):
-    """The method of an lm_head: rows for look-ups, oneDNN's layout for logits.
+    """The method of an lm_head: rows for look-ups, panels for logits.
 
     A draft shares its target's lm_head by taking the weight tensor over, so packed copies are found
     by the memory that they were made from: target and draft share one.

@@ -34,12 +34,12 @@ class Emitter:
         """A vector of zeros."""
         return ir.Constant(self.vector, [0.0] * self.lanes)
 
-    def splat(self, scalar: ir.Value, of: ir.Type | None = None) -> ir.Value:
+    def splat(self, scalar: ir.Value) -> ir.Value:
         """A vector of one value."""
-        vector = of or self.vector
-        one = self.b.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.b.insert_element(undefined, scalar, I32(0))
         mask = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
-        return self.b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+        return self.b.shuffle_vector(one, undefined, mask)
 
     def load(self, base: ir.Value, index: ir.Value, bf16: bool) -> ir.Value:
         """`lanes` elements from `base`[index] on, as float32."""

@@ -82,9 +82,4 @@ def product(op, rows, given, scratch, start, stop):
                 for i in range(columns):
                     numbers[i] += bias[i]
             target = out + (row * out_stride + column) * width
-            if bf16:
-                vectors.round_row(values, target, columns)
-            else:
-                sums, numbers = floats(values, columns), floats(target, columns)
-                for i in range(columns):
-                    numbers[i] = sums[i]
+            vectors.write_row(values, target, columns, bf16)

@@ -7,7 +7,14 @@ from fastmtp_sglang.serving.cpu.native.compiled import operator
 from fastmtp_sglang.serving.cpu.native.exponential import exp
 from fastmtp_sglang.serving.cpu.native.machine import floats, halves, integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS, IDS, PASS_FIELDS, POSITIONS, SLOTS
-from fastmtp_sglang.serving.cpu.native.vectors import dot, float_of_bits, round_row, widen_row
+from fastmtp_sglang.serving.cpu.native.vectors import (
+    dot,
+    float_of_bits,
+    read_row,
+    round_row,
+    widen_row,
+    write_row,
+)
 
 # The activations of `gate` by number.
 GATES = ("silu", "tanh", "none")
@@ -48,28 +55,6 @@ def widen(op, rows, given, scratch, start, stop):
         widen_row(op[1] + row * op[2] * 2, op[3] + row * op[4] * 4, op[4])
 
 
-@njit(error_model="numpy")
-def _read(x, target, width, bf16):
-    """target[:width], float32, = x."""
-    if bf16:
-        widen_row(x, target, width)
-    else:
-        numbers, copy = floats(x, width), floats(target, width)
-        for i in range(width):
-            copy[i] = numbers[i]
-
-
-@njit(error_model="numpy")
-def _write(x, target, width, bf16):
-    """target[:width] = x, float32."""
-    if bf16:
-        round_row(x, target, width)
-    else:
-        numbers, copy = floats(x, width), floats(target, width)
-        for i in range(width):
-            copy[i] = numbers[i]
-
-
 @operator
 def norm(op, rows, given, scratch, start, stop):
     """residual += x; out = residual / rms(residual) * weight, in each group of a row.
@@ -86,17 +71,17 @@ def norm(op, rows, given, scratch, start, stop):
     for row in range(start, stop):
         for group in range(groups):
             at = group * width
-            _read(op[1] + (row * op[2] + at) * size, scratch, width, bf16)
+            read_row(op[1] + (row * op[2] + at) * size, scratch, width, bf16)
             if op[5]:
                 residual = op[5] + (row * op[6] + at) * size
-                _read(residual, before_at, width, bf16)
+                read_row(residual, before_at, width, bf16)
                 for i in range(width):
                     sums[i] += before[i]
-                _write(scratch, residual, width, bf16)
+                write_row(scratch, residual, width, bf16)
             factor = _ONE / np.sqrt(dot(scratch, scratch, width) / _f(width) + eps)
             for i in range(width):
                 sums[i] = sums[i] * factor * weight[i]
-            _write(scratch, op[3] + (row * op[4] + at) * size, width, bf16)
+            write_row(scratch, op[3] + (row * op[4] + at) * size, width, bf16)
 
 
 @operator
@@ -111,8 +96,8 @@ def gate(op, rows, given, scratch, start, stop):
     gates, ups = floats(scratch, width), floats(scratch + width * 4, width)
     for row in range(start, stop):
         x = op[1] + row * op[2] * size
-        _read(x, scratch, width, bf16)
-        _read(x + width * size, scratch + width * 4, width, bf16)
+        read_row(x, scratch, width, bf16)
+        read_row(x + width * size, scratch + width * 4, width, bf16)
         # One loop for each activation: with the choice inside it would not be vectors.
         if kind == 0:
             for i in range(width):
@@ -123,7 +108,7 @@ def gate(op, rows, given, scratch, start, stop):
         else:
             for i in range(width):
                 gates[i] = _gelu(gates[i]) * ups[i]
-        _write(scratch, op[3] + row * op[4] * size, width, bf16)
+        write_row(scratch, op[3] + row * op[4] * size, width, bf16)
 
 
 @njit(error_model="numpy")
@@ -131,12 +116,12 @@ def _turn(x, heads, size, half, angles, scratch, bf16):
     """Rotate the first 2 * half elements of each head, in place."""
     low, high = floats(scratch, half), floats(scratch + half * 4, half)
     for _ in range(heads):
-        _read(x, scratch, 2 * half, bf16)
+        read_row(x, scratch, 2 * half, bf16)
         for i in range(half):
             a, b = low[i], high[i]
             low[i] = a * angles[i] - b * angles[half + i]
             high[i] = b * angles[i] + a * angles[half + i]
-        _write(scratch, x, 2 * half, bf16)
+        write_row(scratch, x, 2 * half, bf16)
         x += size * (2 if bf16 else 4)
 
 
@@ -166,7 +151,7 @@ def _store(source, target, width, bf16, half_cache):
     elif half_cache:
         round_row(source, target, width)
     else:
-        _read(source, target, width, bf16)
+        read_row(source, target, width, bf16)
 
 
 @operator

@@ -109,7 +109,6 @@ def _owners(fields: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.nda
     place = np.searchsorted(starts[order], fields, side="right") - 1
     found = order[np.maximum(place, 0)]
     inside = (place >= 0) & (fields < starts[found] + sizes[found])
-    # The first field is the machine code, the last two are numbers.
     return np.where(inside, found, -1)
 
 
@@ -199,7 +198,6 @@ def _places(
             if place + row_bytes[number] <= places[other]:
                 break
             place = places[other] + row_bytes[other]
-        # Rows of vectors: places begin at 64 bytes, whatever the number of rows.
         places[number] = place
         alive.append(number)
         size = max(size, place + row_bytes[number])

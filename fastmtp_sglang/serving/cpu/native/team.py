@@ -95,10 +95,7 @@ def _sweep(job, ops, count, given, counters, scratch, workers):
 
 @compiled(types.int32(types.int64, types.int64))
 def _serve(control, worker):
-    """The caller's part of a sweep (worker 0), or the life of a thread of the team.
-
-    One function, since each one that is compiled by itself holds all operators.
-    """
+    """The caller's part of a sweep (worker 0), or the life of a thread of the team."""
     memory = integers(control, _CONTROL_BYTES // 8)
     workers = memory[_WORKERS // 8]
     seen = 0

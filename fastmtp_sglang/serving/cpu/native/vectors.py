@@ -9,10 +9,11 @@ each lane, and lanes are added in a fixed order: no result depends on what is co
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from fastmtp_sglang.serving.cpu.native.emitter import F32, I16, I32, I64, LANES, PANEL, Emitter
+from fastmtp_sglang.serving.cpu.native.machine import floats
 
 
 def panel_product(rows: int, bf16: bool) -> Any:
@@ -186,6 +187,28 @@ def round_row(typing, source, target, n):
     return types.void(types.int64, types.int64, types.int64), emit
 
 
+@njit(error_model="numpy")
+def read_row(x, target, width, bf16):
+    """target[:width], float32, = x."""
+    if bf16:
+        widen_row(x, target, width)
+    else:
+        numbers, copy = floats(x, width), floats(target, width)
+        for i in range(width):
+            copy[i] = numbers[i]
+
+
+@njit(error_model="numpy")
+def write_row(x, target, width, bf16):
+    """target[:width] = x, float32."""
+    if bf16:
+        round_row(x, target, width)
+    else:
+        numbers, copy = floats(x, width), floats(target, width)
+        for i in range(width):
+            copy[i] = numbers[i]
+
+
 def key_scores(bf16: bool) -> Any:
     """Return the intrinsic out[t] = scale * query . key t, and the largest of them.
 
@@ -241,7 +264,6 @@ def key_scores(bf16: bool) -> Any:
                 return e.loop(e.b.sub(size, done), [total], rest)[0]
 
             groups = e.b.sdiv(n, I64(LANES))
-            lowest = ir.Constant(F32, float("-inf"))
             factor = e.splat(scale)
 
             def group(i, best):
@@ -252,7 +274,7 @@ def key_scores(bf16: bool) -> Any:
                 return [e.b.select(e.b.fcmp_ordered(">", values, best[0]), values, best[0])]
 
             best = e.loop(groups, [ir.Constant(e.vector, [float("-inf")] * LANES)], group)[0]
-            largest = lowest
+            largest = ir.Constant(F32, float("-inf"))
             for lane in range(LANES):
                 value = e.b.extract_element(best, I32(lane))
                 largest = e.b.select(e.b.fcmp_ordered(">", value, largest), value, largest)
