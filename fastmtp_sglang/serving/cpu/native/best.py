@@ -15,6 +15,8 @@ _ZERO = np.float32(0.0)
 @njit(error_model="numpy")
 def _log_sum(scores, width, largest):
     """log of the sum of exp(scores), four sums side by side."""
+    if largest == np.inf:
+        return largest
     a = b = c = d = _ZERO
     fours = width // 4
     for i in range(fours):
@@ -45,7 +47,7 @@ def best(op, rows, given, scratch, start, stop):
         scores = floats(op[1] + row * width * 4, width)
         values, places = floats(op[4] + row * k * 4, k), integers(op[5] + row * k * 8, k)
         for i in range(k):
-            values[i], places[i] = _LOWEST, i
+            values[i], places[i] = _LOWEST, 0
         found = 0
         least = _LOWEST
         for i in range(width):
