@@ -1,0 +1,135 @@
+"""What drafting, verification and the choice of K use of SGLang."""
+
+from fastmtp_sglang.contract.hooks.hook import Hook
+
+_SPEC = "sglang.srt.speculative"
+_POOL = "sglang.srt.mem_cache.memory_pool"
+_SIZING = "sglang.srt.mem_cache.allocation_sizing"
+_WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
+
+HOOKS: tuple[Hook, ...] = (
+    # The algorithm.
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.is_eagle", ""),
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.supports_mixed_chunk", ""),
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.supports_grammar_overlap", ""),
+    Hook("override", f"{_SPEC}.spec_registry:CustomSpecAlgo.handle_server_args", "server_args"),
+    Hook(
+        "override",
+        f"{_SPEC}.spec_registry:CustomSpecAlgo.build_disagg_draft_input",
+        "batch last_tokens_tensor future_map",
+    ),
+    Hook("call", f"{_SPEC}.spec_registry:get_spec", "name"),
+    Hook("override", f"{_SPEC}.spec_info:SpeculativeAlgorithm.need_topk", ""),
+    Hook("override", f"{_SPEC}.spec_info:SpeculativeAlgorithm.carries_draft_hidden_states", ""),
+    Hook(
+        "override",
+        f"{_SPEC}.spec_info:SpeculativeAlgorithm.create_future_map",
+        "device req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
+    ),
+    Hook(
+        "call",
+        f"{_SPEC}.spec_info:SpeculativeAlgorithm.register",
+        "name supports_overlap validate_server_args spec_class",
+    ),
+    Hook(
+        "call",
+        f"{_SPEC}.eagle_disaggregation:build_eagle_disagg_draft_input",
+        "batch last_tokens_tensor future_map",
+    ),
+    Hook("call", "sglang.srt.managers.overlap_utils:FutureMap"),
+    Hook("call", "sglang.srt.arg_groups.model_override_base:model_config_of", "server_args"),
+    # The worker.
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.__init__", _WORKER_ARGS),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.__init__", _WORKER_ARGS),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_token_map", ""),
+    Hook("call", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_lm_head", ""),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.alloc_memory_pool"),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.draft_forward", "forward_batch"),
+    Hook(
+        "override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_prefill", "batch"
+    ),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_decode",
+        "batch batch_result",
+    ),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2._forward_prefill_batch", "batch"),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.on_verify_complete_cpu",
+        "num_correct_drafts_per_req batch_size",
+    ),
+    Hook("override", "sglang.srt.managers.tp_worker:TpModelWorker.weight_update_runners", ""),
+    # The keys of steps without drafts.
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.draft", "batch"),
+    Hook("call", f"{_SPEC}.eagle_info:EagleDraftExtendInput"),
+    Hook("call", "sglang.srt.model_executor.forward_batch_info:ForwardBatch"),
+    Hook("call", "sglang.srt.model_executor.forward_context:ForwardContext"),
+    Hook("call", "sglang.srt.model_executor.forward_context:forward_context", "ctx"),
+    Hook("call", f"{_POOL}:KVWriteLoc"),
+    Hook("call", f"{_POOL}:MHATokenToKVPool.set_kv_buffer", "layer loc_info cache_k cache_v"),
+    Hook("call", "sglang.srt.layers.layer_boundary.residual.batch:clear", "forward_batch"),
+    # The choice of K.
+    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),
+    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.activate_step_by_batch"),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._capture_cuda_graphs", ""),
+    *(
+        Hook("override", f"{_SPEC}.adaptive_spec_params:AdaptiveSpeculativeParams.{name}", names)
+        for name, names in {
+            "set_cuda_graph_bs": "cuda_graph_bs",
+            "cuda_graph_bs_for_step": "step",
+            "get_steps_for_batch": "batch_size",
+            "on_verify_complete": "num_correct_drafts_per_req batch_size",
+        }.items()
+    ),
+    # Verification.
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_utils:eagle_sample",
+        "verify_input batch logits_output grammar_mask",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.sampling.penaltylib.orchestrator:BatchedPenalizerOrchestrator.__init__",
+        "vocab_size batch penalizers",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.sampling.penaltylib.orchestrator:BatchedPenalizerOrchestrator.apply",
+        "logits",
+    ),
+    Hook(
+        "read",
+        "sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer._prepare",
+        "",
+    ),
+    Hook(
+        "call",
+        "sglang.srt.sampling.penaltylib.repetition_penalty:apply_scaling_penalties",
+        "logits scaling_penalties",
+    ),
+    # The draft head.
+    Hook(
+        "override",
+        "sglang.srt.layers.logits_processor:LogitsProcessor.forward",
+        "input_ids hidden_states lm_head logits_metadata",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.layers.logits_processor:LogitsProcessor._get_logits",
+        "hidden_states lm_head logits_metadata",
+    ),
+    Hook(
+        "override",
+        f"{_SPEC}.spec_utils:renorm_draft_probs",
+        "next_token_logits sampling_info use_rejection_sampling",
+    ),
+    Hook("override", f"{_SIZING}:get_req_to_token_extra_context_len", ""),
+    Hook("call", f"{_SIZING}:get_alloc_reserve_per_decode", ""),
+    Hook("call", "sglang.srt.distributed.parallel_state:get_tp_group", ""),
+    Hook("call", "sglang.srt.runtime_context:get_spec", ""),
+    Hook("call", "sglang.srt.runtime_context:get_observability", ""),
+    Hook("call", "sglang.srt.runtime_context:get_parallel", ""),
+    Hook("read", "sglang.srt.models.registry:ModelRegistry"),
+    Hook("override", "sglang.srt.models.mimo_mtp:MiMoMTP.load_weights", "weights"),
+)

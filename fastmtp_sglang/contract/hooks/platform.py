@@ -1,0 +1,134 @@
+"""What the CPU platform uses of SGLang."""
+
+from fastmtp_sglang.contract.hooks.hook import Hook
+
+_SPEC = "sglang.srt.speculative"
+_OPS = "sglang.kernels.ops.speculative"
+_POOL = "sglang.srt.mem_cache.memory_pool"
+_PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
+_DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
+_ATTENTION = "sglang.srt.layers.attention"
+_SAMPLER_ARGS = (
+    "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
+    "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
+    "draft_probs threshold_single threshold_acc deterministic"
+)
+
+HOOKS: tuple[Hook, ...] = (
+    # The CPU platform.
+    Hook("override", "sglang.srt.platforms.cpu:CpuDeviceMixin._enum"),
+    Hook("override", "sglang.srt.platforms.cpu:CpuDeviceMixin.get_device", "device_id"),
+    Hook("override", f"{_PLATFORM}.capabilities"),
+    Hook("override", f"{_PLATFORM}.apply_server_args_defaults", "server_args"),
+    Hook("override", f"{_PLATFORM}.get_default_attention_backend", ""),
+    Hook("override", f"{_PLATFORM}.supports_speculative_algorithm", "algorithm"),
+    Hook(
+        "override",
+        f"{_PLATFORM}.supports_speculative_draft_attention_backend",
+        "algorithm backend",
+    ),
+    Hook(
+        "override",
+        f"{_PLATFORM}.get_default_speculative_draft_attention_backend",
+        "algorithm",
+    ),
+    Hook("override", f"{_PLATFORM}.get_speculative_worker_cls", "algorithm"),
+    Hook("override", f"{_PLATFORM}.get_kv_pool_cls", "kind"),
+    Hook("override", f"{_PLATFORM}.get_speculative_cache_locs_fn", ""),
+    Hook("override", f"{_PLATFORM}.init_backend", ""),
+    Hook("override", f"{_DEVICE}.get_torch_profiler_activity_str", ""),
+    Hook("override", f"{_DEVICE}.get_torch_profiler_activity", ""),
+    Hook("override", f"{_PLATFORM}.post_load_model", "model"),
+    Hook("override", f"{_POOL}:MHATokenToKVPool._init_kv_copy_and_warmup", ""),
+    Hook(
+        "override",
+        f"{_ATTENTION}.base_attn_backend:AttentionBackend.init_forward_metadata",
+        "forward_batch",
+    ),
+    Hook(
+        "override",
+        f"{_ATTENTION}.base_attn_backend:AttentionBackend.forward_extend",
+        "q k v layer forward_batch save_kv_cache",
+    ),
+    Hook(
+        "override",
+        f"{_ATTENTION}.base_attn_backend:AttentionBackend.forward_decode",
+        "q k v layer forward_batch save_kv_cache",
+    ),
+    Hook("override", f"{_ATTENTION}.base_attn_backend:AttentionBackend.support_triton", ""),
+    Hook("call", f"{_ATTENTION}.attention_registry:register_attention_backend", "name"),
+    Hook(
+        "override",
+        "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod.apply",
+        "layer x bias",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.layers.quantization.unquant:UnquantizedEmbeddingMethod.apply",
+        "layer x bias",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.layers.quantization.unquant:UnquantizedEmbeddingMethod.embedding",
+        "layer input_",
+    ),
+    Hook(
+        "override",
+        "sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func",
+        "req_pool_indices req_to_token start_offset end_offset out_cache_loc batch_size",
+    ),
+    Hook("override", f"{_OPS}.gather_spec_extras:gather_spec_extras"),
+    Hook(
+        "override",
+        f"{_OPS}.cache_locs:assign_draft_cache_locs_contiguous_func",
+        "req_pool_indices req_to_token seq_lens out_cache_loc topk num_cols positions mrope",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.eagle:fill_bonus_tokens_func",
+        "accept_tokens accept_lens bonus_tokens accept_stride batch_size",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.spec_tree:build_tree_kernel_efficient_func",
+        "parent_list top_scores_index seq_lens tree_mask positions retrieve_index "
+        "retrieve_next_token retrieve_next_sibling topk spec_steps num_verify_tokens "
+        "tree_mask_mode",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.spec_tree:verify_tree_greedy_func",
+        "predicts accept_index accept_token_num candidates retrieve_index retrieve_next_token "
+        "retrieve_next_sibling target_predict topk",
+    ),
+    Hook("override", f"{_OPS}.reject_sampling:chain_speculative_sampling_triton", _SAMPLER_ARGS),
+    Hook("override", f"{_OPS}.sampling:tree_speculative_sampling_target_only", _SAMPLER_ARGS),
+    Hook(
+        "override",
+        f"{_OPS}.cache_locs:fill_front_out_cache_loc_func",
+        "num_front out_cache_loc front_out_cache_loc",
+    ),
+    Hook(
+        "override",
+        f"{_OPS}.eagle:fill_accept_out_cache_loc_func",
+        "accept_index out_cache_loc accept_out_cache_loc size",
+    ),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_common:duplicate_prefix_tail_to_draft_branches",
+        "token_to_kv_pool rows prefix_base last_page num_new_pages topk page_size",
+    ),
+    Hook("override", f"{_ATTENTION}.base_attn_backend:AttentionBackend.verify_mask"),
+    Hook("call", f"{_ATTENTION}.verify_mask:VerifyMask"),
+    Hook("read", f"{_OPS}.spec_tree:TreeMaskMode.QLEN_ONLY"),
+    Hook("override", f"{_OPS}.row_argmax:row_argmax", "x"),
+    Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_decode_backend", ""),
+    Hook("override", f"{_SPEC}.draft_utils:DraftBackendFactory.create_draft_extend_backend", ""),
+    Hook("override", f"{_SPEC}.spec_utils:_select_top_k_tokens_later"),
+    Hook("call", "sglang.kernels.fused_op:BaseFusedOp.register_oot_forward", "op_cls fn"),
+    Hook(
+        "override",
+        "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
+        "positions query key offsets fused_set_kv_buffer_arg",
+    ),
+)
