@@ -19,33 +19,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastmtp_kernels.keys import encode_keys
 from fastmtp_kernels.slots import DraftSlots
 
 MAX_TOP_K = 8
 """Top-k is k passes over keys in registers, which is only sensible for a small k."""
 
 
-class DraftTokens(NamedTuple):
+@dataclass(frozen=True)
+class DraftTokens:
     """The best tokens of every row, best first.
 
     Attributes:
         ids: int64 [B, k], token ids of the target's vocabulary.
         scores: float32 [B, k], logits after scale and softcap.
-        keys: int64 [B, k], both of the above in one number (``fastmtp_kernels.keys``); what
-            tensor-parallel ranks exchange.
         log_sum_exp: float32 [B] over the row's list, or None unless asked for at construction.
             ``exp(score - log_sum_exp)`` is the draft's probability q over the list.
+        packed: what ``keys`` is, where it was computed anyway.
     """
 
     ids: Tensor
     scores: Tensor
-    keys: Tensor
     log_sum_exp: Tensor | None
+    packed: Tensor | None = None
+
+    @property
+    def keys(self) -> Tensor:
+        """Ids and scores in one number (``fastmtp_kernels.keys``), int64 [B, k].
+
+        What tensor-parallel ranks exchange.
+        """
+        return encode_keys(self.scores, self.ids) if self.packed is None else self.packed
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastmtp_kernels.draft_logits import DraftLogits, DraftOptions, DraftTokens
-from fastmtp_kernels.keys import EMPTY_KEY, decode_keys, encode_keys
+from fastmtp_kernels.keys import decode_keys
 from fastmtp_kernels.slots import DraftSlots
 
 
@@ -85,40 +85,52 @@ class TorchDraftLogits(DraftLogits):
     def __call__(self, hidden: Tensor, languages: Tensor) -> DraftTokens:
         """See ``DraftLogits``. Rows of one language share a matrix product."""
         self._check_batch(hidden.shape[0])
-        batch, options = hidden.shape[0], self.options
         hidden = hidden.to(self.head.dtype).float()
-        keys = torch.full((batch, options.top_k), EMPTY_KEY)
-        log_sum_exp = torch.full((batch,), -torch.inf)
-        for language, rows in _rows_by_language(languages).items():
-            if not 0 <= language < len(self._lists) or len(self._lists[language].ids) == 0:
-                continue
-            packed, index = self._lists[language], torch.tensor(rows)
-            assert packed.product is not None
-            scores = packed.product(hidden[index])
-            keys[index], log_sum_exp[index] = self._reduce(scores, packed.ids)
-        return self._tokens(keys, log_sum_exp)
+        groups = _rows_by_language(languages)
+        if len(groups) == 1:
+            return self._over_one(next(iter(groups)), hidden)
+        merged = self._nothing(hidden.shape[0])
+        for language, rows in groups.items():
+            index = torch.tensor(rows)
+            found = self._over_one(language, hidden[index])
+            merged.ids[index], merged.scores[index] = found.ids, found.scores
+            if merged.log_sum_exp is not None:
+                merged.log_sum_exp[index] = found.log_sum_exp
+        return merged
 
-    def _reduce(self, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Best keys [rows, k] and log-sum-exp [rows] of logits [rows, n], which are overwritten."""
+    def _nothing(self, rows: int) -> DraftTokens:
+        """What rows without candidates get."""
+        options, shape = self.options, (rows, self.options.top_k)
+        return DraftTokens(
+            torch.full(shape, options.fallback_id),
+            torch.full(shape, -torch.inf),
+            torch.full((rows,), -torch.inf) if options.log_sum_exp else None,
+        )
+
+    def _over_one(self, language: int, hidden: Tensor) -> DraftTokens:
+        """The best tokens of float32 hidden states [rows, D], all over the list of one language."""
         options = self.options
+        if not 0 <= language < len(self._lists) or len(self._lists[language].ids) == 0:
+            return self._nothing(len(hidden))
+        packed = self._lists[language]
+        assert packed.product is not None
+        logits = packed.product(hidden)
         if options.scale != 1:
-            scores *= options.scale
+            logits *= options.scale
         if options.softcap:
-            scores.div_(options.softcap).tanh_().mul_(options.softcap)
-        best, position, log_sum_exp = self.chooser(scores, options.top_k, options.log_sum_exp)
-        return encode_keys(best, ids[position]), log_sum_exp if options.log_sum_exp else best[:, 0]
+            logits.div_(options.softcap).tanh_().mul_(options.softcap)
+        scores, places, log_sum_exp = self.chooser(logits, options.top_k, options.log_sum_exp)
+        # The ids ascend, so the first of equal scores has the lowest.
+        ids = torch.where(scores > -torch.inf, packed.ids[places], options.fallback_id)
+        return DraftTokens(ids, scores, log_sum_exp if options.log_sum_exp else None)
 
     @torch.no_grad()
     def merge(self, keys: Tensor, log_sum_exp: Tensor | None = None) -> DraftTokens:
         """See ``DraftLogits``."""
         best = keys.movedim(0, 1).flatten(1).topk(self.options.top_k).values
-        if log_sum_exp is None:
-            return self._tokens(best, torch.empty(0))
-        return self._tokens(best, log_sum_exp.logsumexp(dim=0))
-
-    def _tokens(self, keys: Tensor, log_sum_exp: Tensor) -> DraftTokens:
-        ids, scores = decode_keys(keys, self.options.fallback_id)
-        return DraftTokens(ids, scores, keys, log_sum_exp if self.options.log_sum_exp else None)
+        ids, scores = decode_keys(best, self.options.fallback_id)
+        total = None if log_sum_exp is None else log_sum_exp.logsumexp(dim=0)
+        return DraftTokens(ids, scores, total, best)
 
 
 def _rows_by_language(languages: Tensor) -> dict[int, list[int]]:

@@ -374,4 +374,4 @@ class TritonDraftLogits(DraftLogits):
                 BY_LANGUAGE=by_language is not None,
                 BLOCK=REDUCE_BLOCK,
             )
-        return DraftTokens(ids, scores, keys, lse if self.options.log_sum_exp else None)
+        return DraftTokens(ids, scores, lse if self.options.log_sum_exp else None, keys)

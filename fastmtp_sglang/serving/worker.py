@@ -28,6 +28,7 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving import weight_updates
 from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
+from fastmtp_sglang.serving.cpu.platform import FastMTPCpuPlatform
 from fastmtp_sglang.serving.drafting.deferred_keys import DeferredKeys
 from fastmtp_sglang.serving.drafting.draft_head import (
     DraftHead,
@@ -87,6 +88,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
     def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
         """Once request slots exist, put the draft vocabulary in place of the full one."""
         super().alloc_memory_pool(*args, **kwargs)
+        if isinstance(current_platform, FastMTPCpuPlatform):
+            current_platform.shorten_draft(self.draft_runner)
         if get_spec().speculative_adaptive and DeferredKeys.possible(self.draft_runner):
             self._deferred_keys = DeferredKeys(self.draft_runner)
         path = get_spec().speculative_token_map

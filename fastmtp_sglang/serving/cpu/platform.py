@@ -121,6 +121,12 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         pack_model(model)
         replay.install(model)
 
+    def shorten_draft(self, runner: Any) -> None:
+        """Spare a draft worker's runner what a head's pass does not need."""
+        from fastmtp_sglang.serving.cpu import draft_pass
+
+        draft_pass.install(runner)
+
 
 # torch's compiler looks the function below the cache up by this attribute.
 @functools.wraps(_get_device_module)
