@@ -11,10 +11,14 @@ registry would then replace every attribute of every module that is None.
 import importlib
 from typing import Any
 
+import numpy as np
 import torch
 
+from fastmtp_kernels.route import RouteRules, RouteState, RouteTables
 from fastmtp_kernels.torch_draft import TorchDraftLogits
 from fastmtp_sglang.serving.cpu import sampling, tree
+from fastmtp_sglang.serving.cpu.native import routes
+from fastmtp_sglang.serving.routing.router import Router
 
 
 def assign_extend_cache_locs(
@@ -93,6 +97,22 @@ def fill_bonus_tokens(
     bonus_tokens.copy_(accept_tokens.view(batch_size, accept_stride).gather(1, last).squeeze(1))
 
 
+def advance_routes(
+    tables: RouteTables,
+    state: RouteState,
+    rules: RouteRules,
+    slots: torch.Tensor,
+    token_ids: torch.Tensor,
+    accept_lens: torch.Tensor,
+) -> None:
+    """`routing.router.advance_in_torch` as one native call."""
+    routes.advance(
+        *(x.long().contiguous().numpy() for x in (slots, token_ids, accept_lens)),
+        np.array(rules, dtype=np.float64),
+        *(x.numpy() for x in (*tables, *state)),
+    )
+
+
 # module, name, replacement. Several modules bind the same function under its own name at import.
 _REPLACEMENTS = (
     ("sglang.srt.mem_cache.allocation", "assign_req_to_token_pool_func", assign_req_to_token_pool),
@@ -154,6 +174,7 @@ def install() -> None:
         factory.draft_model_runner
     )
     _select_eagerly()
+    Router.advance_on_host = staticmethod(advance_routes)
     TorchDraftLogits.packer = staticmethod(fused.draft_product)
     TorchDraftLogits.chooser = staticmethod(fused.draft_best)
 

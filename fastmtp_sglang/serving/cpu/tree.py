@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastmtp_sglang.serving.cpu.native import trees
 from fastmtp_sglang.serving.cpu.sampling import check_thresholds, sample_from
 from fastmtp_sglang.serving.verification.tree_links import parents
 
@@ -53,39 +55,17 @@ def build_tree(
         tree_mask_mode: of the one layout that our attention asks for.
     """
     bs, n = retrieve_index.shape
-    row = torch.arange(n)
-    parent = torch.zeros(bs, n, dtype=torch.int64)
-    linked = torch.zeros(bs, n, dtype=torch.bool)
-    family = top_scores_index // topk
-    linked[:, 1:] = family == 0
-    if parent_list.shape[1]:
-        number = parent_list.gather(1, family)
-        is_parent = number.unsqueeze(2) == top_scores_index.unsqueeze(1)
-        below = (family > 0) & is_parent.any(2)
-        parent[:, 1:] = torch.where(below, is_parent.long().argmax(2) + 1, 0)
-        # Of equally likely paths a draft may be chosen without its parent: nothing leads to it.
-        linked[:, 1:] |= below
-
-    visible = torch.eye(n, dtype=torch.bool).repeat(bs, 1, 1)
-    above = parent
-    for _ in range(spec_steps):
-        visible.scatter_(2, above.unsqueeze(2), True)
-        above = parent.gather(1, above)
-    tree_mask.view(bs, n, n).copy_(visible)
-    depth = visible.sum(2) - 1
-    positions.view(bs, n).copy_(seq_lens.unsqueeze(1) + depth)
-    retrieve_index.copy_(torch.arange(bs * n).view(bs, n))
-
-    is_child = linked.unsqueeze(1) & (parent.unsqueeze(1) == row.unsqueeze(1))
-    retrieve_next_token.copy_(_first(is_child))
-    same_parent = parent.unsqueeze(1) == parent.unsqueeze(2)
-    both_linked = linked.unsqueeze(1) & linked.unsqueeze(2)
-    retrieve_next_sibling.copy_(_first(same_parent & both_linked & (row > row.unsqueeze(1))))
-
-
-def _first(chosen: Tensor) -> Tensor:
-    """Index of the first True along the last axis, -1 for none."""
-    return torch.where(chosen.any(-1), chosen.long().argmax(-1), -1)
+    trees.link(
+        _array(parent_list),
+        _array(top_scores_index),
+        _array(seq_lens.long()),
+        tree_mask.view(bs, n, n).numpy(),
+        positions.view(bs, n).numpy(),
+        retrieve_index.numpy(),
+        retrieve_next_token.numpy(),
+        retrieve_next_sibling.numpy(),
+        topk,
+    )
 
 
 def verify_tree_greedy(
@@ -112,9 +92,13 @@ def verify_tree_greedy(
         target_predict: int64 [bs, n], the target's token after each row.
         topk: unused, the links say it.
     """
-    parent = parents(retrieve_next_token, retrieve_next_sibling)
-    right = candidates == target_predict.gather(1, parent.clamp(min=0))
-    _accept(right, parent, accept_index, accept_token_num, retrieve_index)
+    trees.follow(
+        _array(candidates),
+        _array(target_predict),
+        *(_array(x) for x in (retrieve_index, retrieve_next_token, retrieve_next_sibling)),
+        accept_index.numpy(),
+        accept_token_num.numpy(),
+    )
     predicts.copy_(target_predict.flatten())
     return predicts, accept_index, accept_token_num
 
@@ -185,6 +169,10 @@ def sample_tree_target_only(
     followed = following >= 0
     predicts[on_path[followed].long()] = candidates.flatten()[following[followed].long()].int()
     predicts[retrive_index[request, last]] = bonus.int()
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.contiguous().numpy()
 
 
 def _earlier_siblings(parent: Tensor) -> Tensor:

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastmtp_kernels.route import RouteRules, RouteTables, advance_routes, new_state
+from fastmtp_kernels.route import (
+    RouteRules,
+    RouteState,
+    RouteTables,
+    advance_routes,
+    new_state,
+)
 from fastmtp_sglang.vocabulary.draft_vocabulary import FULL_VOCABULARY, DraftVocabulary
 from fastmtp_sglang.vocabulary.languages import (
     HALF_LIFE,
@@ -82,13 +88,76 @@ class Count(IntEnum):
     FALLBACKS = 4  # requests that left this list because it failed them
 
 
+def advance_in_torch(
+    tables: RouteTables,
+    state: RouteState,
+    rules: RouteRules,
+    slots: Tensor,
+    token_ids: Tensor,
+    accept_lens: Tensor,
+) -> None:
+    """What `fastmtp_kernels.route.advance_routes` does on a GPU, defined in torch operations."""
+    tokens, accepted = token_ids.long(), accept_lens.long()
+    valid = torch.arange(tokens.shape[1], device=tokens.device) < accepted.unsqueeze(1)
+    holders = tables.members[tokens.clamp(0, len(tables.members) - 1)]
+    _count_drafts(state, slots, holders, accepted)
+
+    counts = count_scripts(tables.token_scripts, tokens, valid)
+    scripts = advance_state(state.scripts[slots], counts, accepted)
+    language = decide_language(scripts, state.language[slots])
+    named = state.named[slots]
+    wanted = torch.where(named >= 0, named, tables.routes[language])
+    rerouted = wanted != state.wanted[slots]
+
+    # What was seen against another list says nothing about this one.
+    fade = torch.where(rerouted, 0, torch.exp2(-accepted / HALF_LIFE))
+    lacking = (valid & ~_holds(holders, wanted)).sum(dim=1)
+    seen = state.seen[slots] * fade + accepted
+    outside = state.outside[slots] * fade + lacking
+    was_left = state.left[slots] & ~rerouted
+    limit = torch.where(was_left, rules.return_below, rules.leave_above)
+    left = (outside > limit * seen) & (seen >= rules.min_seen)
+
+    state.scripts[slots] = scripts
+    state.language[slots] = language
+    state.wanted[slots] = wanted
+    state.seen[slots] = seen
+    state.outside[slots] = outside
+    state.left[slots] = left
+    state.lists[slots] = torch.where(left, state.counts.shape[2] - 1, wanted)
+    _add(state, slots, Count.REROUTED, wanted, rerouted)
+    _add(state, slots, Count.FALLBACKS, wanted, left & ~was_left)
+
+
+def _count_drafts(state: RouteState, slots: Tensor, holders: Tensor, accepted: Tensor) -> None:
+    used = state.lists[slots].clamp(min=0)
+    last = holders.gather(1, (accepted - 1).unsqueeze(1))
+    width = holders.shape[1]
+    missed = (accepted < width) & ~_holds(last, used).squeeze(1)
+    _add(state, slots, Count.DRAFTED, used, torch.full_like(accepted, width - 1))
+    _add(state, slots, Count.ACCEPTED, used, accepted - 1)
+    _add(state, slots, Count.MISSES, used, missed)
+
+
+def _add(state: RouteState, slots: Tensor, count: Count, lists: Tensor, amount: Tensor) -> None:
+    state.counts[slots, int(count), lists] += amount.long()
+
+
+def _holds(holders: Tensor, lists: Tensor) -> Tensor:
+    """Whether list [B] is among the lists of each token, given as bits int32 [B, n]."""
+    return (holders >> lists.unsqueeze(1)) & 1 != 0
+
+
 class Router:
     """Language state of every request slot.
 
     Attributes:
         names: the lists, in the order of their indices; the last one is the full vocabulary.
         state: see `RouteState`; on the device.
+        advance_on_host: how slots move where there is no GPU; a platform may put its own there.
     """
+
+    advance_on_host = staticmethod(advance_in_torch)
 
     def __init__(self, vocabulary: DraftVocabulary, num_slots: int, device: torch.device | str):
         """Build the tables of `vocabulary` for slots 0 to `num_slots` - 1."""
@@ -172,55 +241,8 @@ class Router:
             token_ids: integer [B, K+1], the target's choice after each draft of the accepted path.
             accept_lens: integer [B], how many of them count: accepted drafts and the bonus token.
         """
-        if slots.device.type == "cuda":
-            advance_routes(self._tables, self.state, _RULES, slots, token_ids, accept_lens)
-        else:
-            self._advance(slots, token_ids, accept_lens)
-
-    def _advance(self, slots: Tensor, token_ids: Tensor, accept_lens: Tensor) -> None:
-        state, tables = self.state, self._tables
-        tokens, accepted = token_ids.long(), accept_lens.long()
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < accepted.unsqueeze(1)
-        holders = tables.members[tokens.clamp(0, len(tables.members) - 1)]
-        self._count_drafts(slots, holders, accepted)
-
-        counts = count_scripts(tables.token_scripts, tokens, valid)
-        scripts = advance_state(state.scripts[slots], counts, accepted)
-        language = decide_language(scripts, state.language[slots])
-        named = state.named[slots]
-        wanted = torch.where(named >= 0, named, tables.routes[language])
-        rerouted = wanted != state.wanted[slots]
-
-        # What was seen against another list says nothing about this one.
-        fade = torch.where(rerouted, 0, torch.exp2(-accepted / HALF_LIFE))
-        lacking = (valid & ~_holds(holders, wanted)).sum(dim=1)
-        seen = state.seen[slots] * fade + accepted
-        outside = state.outside[slots] * fade + lacking
-        was_left = state.left[slots] & ~rerouted
-        limit = torch.where(was_left, _RETURN_BELOW, _LEAVE_ABOVE)
-        left = (outside > limit * seen) & (seen >= _MIN_SEEN)
-
-        state.scripts[slots] = scripts
-        state.language[slots] = language
-        state.wanted[slots] = wanted
-        state.seen[slots] = seen
-        state.outside[slots] = outside
-        state.left[slots] = left
-        state.lists[slots] = torch.where(left, self._full, wanted)
-        self._add(slots, Count.REROUTED, wanted, rerouted)
-        self._add(slots, Count.FALLBACKS, wanted, left & ~was_left)
-
-    def _count_drafts(self, slots: Tensor, holders: Tensor, accepted: Tensor) -> None:
-        used = self.lists[slots].clamp(min=0)
-        last = holders.gather(1, (accepted - 1).unsqueeze(1))
-        width = holders.shape[1]
-        missed = (accepted < width) & ~_holds(last, used).squeeze(1)
-        self._add(slots, Count.DRAFTED, used, torch.full_like(accepted, width - 1))
-        self._add(slots, Count.ACCEPTED, used, accepted - 1)
-        self._add(slots, Count.MISSES, used, missed)
-
-    def _add(self, slots: Tensor, count: Count, lists: Tensor, amount: Tensor) -> None:
-        self.state.counts[slots, int(count), lists] += amount.long()
+        move = advance_routes if slots.device.type == "cuda" else self.advance_on_host
+        move(self._tables, self.state, _RULES, slots, token_ids, accept_lens)
 
     def _list_named_by(self, request: Any) -> int:
         name = (request.sampling_params.custom_params or {}).get("lang")
@@ -238,11 +260,6 @@ class Router:
                 ", ".join(self.names),
             )
         return _NO_LIST
-
-
-def _holds(holders: Tensor, lists: Tensor) -> Tensor:
-    """Whether list [B] is among the lists of each token, given as bits int32 [B, n]."""
-    return (holders >> lists.unsqueeze(1)) & 1 != 0
 
 
 def _membership(vocabulary: DraftVocabulary) -> Tensor:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastmtp_sglang.serving.routing.router import Count, Router
+from fastmtp_sglang.serving.cpu.ops import advance_routes
+from fastmtp_sglang.serving.routing.router import Count, Router, advance_in_torch
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary, default_routes
 from fastmtp_sglang.vocabulary.languages import HALF_LIFE
 from fastmtp_sglang.vocabulary.scripts import Script
@@ -42,8 +43,9 @@ class Request:
         self.sampling_params = SimpleNamespace(custom_params=custom)
 
 
-@pytest.fixture
-def router() -> Router:
+@pytest.fixture(params=[advance_in_torch, advance_routes])
+def router(request, monkeypatch) -> Router:
+    monkeypatch.setattr(Router, "advance_on_host", staticmethod(request.param))
     return Router(vocabulary(), num_slots=6, device="cpu")
 
 

@@ -65,7 +65,10 @@ def compile_ahead() -> None:
     folder = cache_folder()
     if folder is None or (Path(folder) / _COMPLETE).exists():
         return
-    command = [sys.executable, "-c", f"import {__package__}.engine"]
+    command = [
+        *(sys.executable, "-c"),
+        f"from {__package__} import compiled, engine, routes, trees; compiled.mark_complete()",
+    ]
     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

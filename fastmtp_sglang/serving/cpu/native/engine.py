@@ -18,7 +18,6 @@ from torch import Tensor
 from fastmtp_sglang.serving.cpu.native import rows as by_row
 from fastmtp_sglang.serving.cpu.native.attention import BYTES_A_KEY, attend
 from fastmtp_sglang.serving.cpu.native.best import best
-from fastmtp_sglang.serving.cpu.native.compiled import mark_complete
 from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
@@ -39,8 +38,6 @@ from fastmtp_sglang.serving.cpu.native.team import Team
 
 if TYPE_CHECKING:
     from fastmtp_sglang.serving.cpu.native.tape import Recording
-
-mark_complete()
 
 # What the row-wise operators and short contexts need; grows with what is asked for.
 _SMALLEST_SCRATCH = 1 << 20
