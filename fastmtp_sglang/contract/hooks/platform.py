@@ -131,4 +131,12 @@ HOOKS: tuple[Hook, ...] = (
         "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
         "positions query key offsets fused_set_kv_buffer_arg",
     ),
+    # The head's passes.
+    Hook(
+        "override",
+        "sglang.srt.model_executor.model_runner:ModelRunner.forward",
+        "forward_batch",
+    ),
+    Hook("call", "sglang.srt.model_executor.model_runner:ModelRunnerOutput"),
+    Hook("call", "sglang.srt.model_executor.forward_context:has_forward_context", ""),
 )

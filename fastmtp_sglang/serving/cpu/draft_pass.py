@@ -38,6 +38,8 @@ def _forward(
     known = mode.is_decode() or mode.is_draft_extend_v2()
     if not known or kwargs or forward_batch.needs_forward_metadata_init():
         return stock(forward_batch, **kwargs)
+    # The slots of a draft step are every K-th of those that were set apart for all steps.
+    forward_batch.out_cache_loc = forward_batch.out_cache_loc.contiguous()
     if has_forward_context():
         return _model_output(runner, forward_batch)
     with forward_context(ForwardContext(attn_backend=runner.attn_backend)):
