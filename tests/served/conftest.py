@@ -14,6 +14,7 @@ import chains
 import pytest
 import tiny_models as models
 from fake_endpoint import read_lines
+from warm_python import WarmPython
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
@@ -237,7 +238,15 @@ def _tree(num_steps: int, topk: int, rows: int) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def servers(checkpoints, tmp_path_factory):
+def warm(tmp_path_factory):
+    """A Python that has imported SGLang, for what starts many."""
+    python = WarmPython(tmp_path_factory.mktemp("warm") / "log")
+    yield python
+    python.stop()
+
+
+@pytest.fixture(scope="session")
+def servers(checkpoints, warm, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     running: dict[str, ServerProcess] = {}  # the least recently used first
     failed: dict[str, str] = {}
@@ -266,9 +275,11 @@ def servers(checkpoints, tmp_path_factory):
                 },
                 log_path=logs / f"{kind}.log",
             )
+            count = len(launch_prefix())
             if kind == _LAUNCH_SERVER:
-                count = len(launch_prefix())
                 server.command[:count] = [sys.executable, "-m", "sglang.launch_server"]
+            else:
+                server.command[:count] = warm.launch_prefix()
             try:
                 server.start()
             except FastMTPError as error:
