@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 
 def doctor(
+    server: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- SGLANG_FLAGS...]", help="Flags of `sglang serve`: would it start?"
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model directory, Hugging Face name, or smollm2.")
     ] = None,
@@ -23,7 +29,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check this environment, and whether a head can draft for a model.
+    """Check this environment, whether a head can draft for a model, and a server's flags.
 
     The exit code is 1 if there is a problem.
     """
@@ -34,7 +40,7 @@ def doctor(
         if path is not None and model is None:
             raise FastMTPError(f"{flag} {path} without --model: say which model it shall draft for")
     findings = []
-    for finding in diagnose(model, draft, vocabulary):
+    for finding in diagnose(model, draft, vocabulary, server or ()):
         findings.append(finding)
         if not as_json:
             _print(finding)

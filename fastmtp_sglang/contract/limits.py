@@ -26,12 +26,14 @@ class Limit:
         field: the field of SGLang's ServerArgs; the flag is derived from it.
         reason: why, as the second half of a sentence.
         remedy: what to do instead, as an imperative sentence.
+        eagle: what SGLang does with it under its own EAGLE.
         refused: whether a value is refused; without it, any that is not SGLang's default.
     """
 
     field: str
     reason: str
     remedy: str
+    eagle: str
     refused: Callable[[Any], bool] | None = None
 
     def applies(self, value: Any) -> bool:
@@ -64,6 +66,7 @@ def _other_algorithm(field: str, algorithm: str) -> Limit:
         field,
         f"is an argument of {algorithm} and would be ignored by FASTMTP",
         f"Remove it, or use --speculative-algorithm {algorithm.lower()}.",
+        "ignores it",
     )
 
 
@@ -71,54 +74,32 @@ _NOT_YET = "is not supported by FASTMTP yet"
 _LOSSY = "would accept tokens that the model would not have produced"
 
 LIMITS: tuple[Limit, ...] = (
-    Limit("speculative_accept_threshold_single", _LOSSY, "Remove it."),
-    Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it."),
+    Limit("speculative_accept_threshold_single", _LOSSY, "Remove it.", "accepts them"),
+    Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it.", "accepts them"),
     Limit(
         "speculative_adaptive_config",
         "is the table of batch sizes of SGLang's own policy; FASTMTP chooses K from measured times",
         "Remove it; --speculative-num-steps is the largest K of --speculative-adaptive.",
+        "follows it",
     ),
-    Limit("speculative_use_block_verification", _NOT_YET, "Remove it."),
+    Limit("speculative_use_block_verification", _NOT_YET, "Remove it.", "takes it on CUDA"),
     Limit(
         "enable_multi_layer_eagle",
         "drafts with one layer per step; FASTMTP applies one layer recursively",
         "Remove it, or use --speculative-algorithm eagle.",
-    ),
-    Limit(
-        "rl_on_policy_target",
-        f"turns on --enable-deterministic-inference, which {_NOT_YET}",
-        "Serve without --speculative-algorithm.",
-    ),
-    Limit(
-        "enable_deterministic_inference",
-        f"{_NOT_YET}: nothing shows yet that a request's sampling_seed repeats its tokens",
-        "Remove it, or serve without --speculative-algorithm.",
+        "takes it where the model has several MTP layers",
     ),
     Limit(
         "is_embedding",
         "makes a server that generates no tokens: there is nothing to draft",
         "Serve embeddings without --speculative-algorithm.",
-    ),
-    Limit(
-        "enable_lora",
-        "is not supported together with FASTMTP: adapters change the target but not the head",
-        "Merge the adapter into the target, or serve without --speculative-algorithm.",
-    ),
-    Limit(
-        "enable_custom_logit_processor",
-        "lets requests change logits in a way that SGLang's verification ignores",
-        "Remove it, or serve without --speculative-algorithm.",
-    ),
-    Limit(
-        "tokenizer_worker_num",
-        "starts tokenizer processes in which SGLang loads no plugin, so that requests with "
-        "parameters that FASTMTP must refuse would get through",
-        "Remove it.",
+        "does not check it",
     ),
     Limit(
         "pp_size",
         "must be 1: the head needs the target's embedding and lm_head on one pipeline stage",
         "Use tensor parallelism (--tp-size).",
+        "takes it",
     ),
     *(
         _other_algorithm(field, algorithm)
@@ -147,27 +128,40 @@ LIMITS: tuple[Limit, ...] = (
 )
 
 
-# What the CPU platform refuses, with and without speculation. SGLang hashes seeds in a Triton
-# kernel or in a build of sgl_kernel that the CUDA wheel lacks.
-_SEEDS = (
-    "samples from each request's sampling_seed, for which SGLang has no operator on the CPU "
-    "platform of fastmtp-sglang",
-    "Remove it; answers at temperature 0 are reproducible without.",
-)
+# What the CPU platform refuses, with and without speculation.
 ON_A_CPU: tuple[Limit, ...] = (
-    Limit("enable_deterministic_inference", *_SEEDS),
-    Limit("rl_on_policy_target", *_SEEDS),
+    Limit(
+        "rl_on_policy_target",
+        "reproduces the bits of a trainer's GPU kernels, which the CPU platform of fastmtp-sglang "
+        "does not",
+        "Remove it; --enable-deterministic-inference repeats answers without.",
+        "the same",
+    ),
+    Limit(
+        "enable_lora",
+        "pins memory for a GPU in SGLang's adapted layers, which a machine without one cannot",
+        "Merge the adapter into the target.",
+        "the same",
+    ),
+    Limit(
+        "lora_paths",
+        "turns on --enable-lora, which the CPU platform of fastmtp-sglang does not have",
+        "Merge the adapter into the target.",
+        "the same",
+    ),
     Limit(
         "enable_hierarchical_cache",
         "copies the KV cache between GPU and host memory, and on the CPU platform of "
         "fastmtp-sglang there is only the one",
         "Remove it; --max-total-tokens is the size of the KV cache.",
+        "the same",
     ),
     Limit(
         # SGLang turns --enable-dp-attention into it.
         "attn_dp_size",
         "pads batches in a way that attention on the CPU platform of fastmtp-sglang does not know",
         "Remove it; several servers behind SGLang's router share a load.",
+        "the same",
     ),
 )
 
@@ -193,20 +187,25 @@ NOT_ADAPTIVE = (
 )
 
 
-def refuse_any(server_args: Any, limits: Iterable[Limit]) -> None:
-    """Check SGLang's arguments against a table.
+def refusals(server_args: Any, limits: Iterable[Limit]) -> list[str]:
+    """What a table says to SGLang's arguments: flag, value, reason and remedy of each refused one.
 
     Args:
         server_args: SGLang's ServerArgs, or a view of them.
         limits: the table.
+    """
+    given = ((limit, getattr(server_args, limit.field)) for limit in limits)
+    return [f"{x.flag} {value} {x.reason}. {x.remedy}" for x, value in given if x.applies(value)]
+
+
+def refuse_any(server_args: Any, limits: Iterable[Limit]) -> None:
+    """Check SGLang's arguments against a table.
 
     Raises:
         FastMTPError: for the first argument that is refused.
     """
-    for limit in limits:
-        value = getattr(server_args, limit.field)
-        if limit.applies(value):
-            raise FastMTPError(f"{limit.flag} {value} {limit.reason}. {limit.remedy}")
+    for message in refusals(server_args, limits):
+        raise FastMTPError(message)
 
 
 def refuse(server_args: Any) -> None:

@@ -72,8 +72,7 @@ class Distiller:
         store: Where answers go.
         context_length: Tokens of prompt and answer that the server takes.
         vocab_size: Of the target; an answer with an id beyond it is a failed request.
-        seeded: Whether the servers obey a request's seed. Others ignore it, or refuse it
-            (FASTMTP does).
+        seeded: Whether the servers obey a request's seed; others ignore it.
         concurrency: Conversations in flight.
         on_progress: Called after every request.
     """

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from fastmtp_sglang.contract.identity import ALGORITHM
 from fastmtp_sglang.distill.chat import ChatTemplate
 from fastmtp_sglang.distill.distiller import Distiller, Progress
 from fastmtp_sglang.distill.endpoints import EndpointPool
@@ -83,7 +84,7 @@ async def hold(
             store=store,
             context_length=context_length(described, job.target),
             vocab_size=job.target.vocab_size,
-            seeded=all(server.get("enable_deterministic_inference") for server in described),
+            seeded=all(map(_obeys_seeds, described)),
             concurrency=link.concurrency,
             on_progress=on_progress,
         )
@@ -91,6 +92,12 @@ async def hold(
             await distiller.answer_itself(job.self_prompt)
         else:
             await distiller.answer_prompts(job.sources, job.limit)
+
+
+def _obeys_seeds(server: dict[str, Any]) -> bool:
+    """Whether a server draws by each request's seed, by what it says of itself."""
+    algorithm = str(server.get("speculative_algorithm")).upper()
+    return algorithm == ALGORITHM or bool(server.get("enable_deterministic_inference"))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,14 @@ class Finding:
 
 
 def diagnose(
-    model: str | None = None, draft: Path | None = None, vocabulary: Path | None = None
+    model: str | None = None,
+    draft: Path | None = None,
+    vocabulary: Path | None = None,
+    server: Sequence[str] = (),
 ) -> Iterator[Finding]:
-    """Yield the findings about this environment, and about a model and what drafts for it."""
+    """Yield the findings about this environment, about a model and what drafts for it, and about
+    the arguments of a server.
+    """
     problems = False
     for check in (versions, hooks, installation, whitelist, platform_choice, device):
         for finding in check():
@@ -53,6 +58,8 @@ def diagnose(
     yield embedded_model()
     if model is not None:
         yield from model_and_head(model, draft, vocabulary)
+    if server:
+        yield from server_arguments(server)
 
 
 def versions() -> Iterator[Finding]:
@@ -245,15 +252,30 @@ def model_and_head(
             load_for(vocabulary, target)
             yield Finding(name, f"{vocabulary} fits {model}")
     except FastMTPError as error:
-        # Our messages end with the way out, as a sentence of its own where there are several.
-        reason, _, fix = " ".join(str(error).split()).rpartition(". ")
-        yield Finding(name, reason or "refused", fix)
+        yield _refused(name, " ".join(str(error).split()))
     except (OSError, ValueError) as error:  # what transformers raises for what it cannot read
         yield Finding(
             name,
             f"cannot be read: {str(error).strip().splitlines()[0]}",
             "give directories with a config.json, or Hugging Face names that this machine can load",
         )
+
+
+def server_arguments(arguments: Sequence[str]) -> Iterator[Finding]:
+    """Ask whether `sglang serve` would start with these arguments."""
+    from fastmtp_sglang.doctor.server_arguments import check
+
+    refused = check(arguments)
+    for message in refused:
+        yield _refused("sglang serve", message)
+    if not refused:
+        yield Finding("sglang serve", f"takes {' '.join(arguments)}")
+
+
+def _refused(name: str, message: str) -> Finding:
+    """Our messages end with the way out, as a sentence of its own where there are several."""
+    reason, _, fix = message.rpartition(". ")
+    return Finding(name, reason or "refused", fix)
 
 
 def _our_platform() -> str | None:

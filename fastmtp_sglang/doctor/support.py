@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from fastmtp_sglang.contract.limits import LIMITS, NOT_ADAPTIVE, ON_A_CPU, Limit, flag_of
 from fastmtp_sglang.contract.tree_shape import MAX_ROWS, MAX_TOP_K
+from fastmtp_sglang.doctor.parity import PARITY, path_of
 from fastmtp_sglang.serving.requests.guards import GUARDED
-from fastmtp_sglang.serving.requests.request_limits import REQUEST_LIMITS
 
 # Feature, and the tests that show it; each is a file of this repository.
 WORKS = (
@@ -26,6 +26,10 @@ WORKS = (
         "tests/served/test_penalties.py",
     ),
     ("temperature, top_k, top_p and min_p, in distribution", "tests/served/test_sampling.py"),
+    (
+        "`seed` (`sampling_seed`): the same tokens with and without speculation",
+        "tests/served/test_seeds.py",
+    ),
     ("--speculative-use-rejection-sampling, in distribution", "tests/served/test_sampling.py"),
     (
         "logprobs of output and prompt, top-k; usage; streaming; hidden states",
@@ -64,6 +68,11 @@ WORKS = (
         "odd values in every field and at every route: the server goes on",
         "tests/served/test_every_route.py",
     ),
+    (
+        "custom logit processors, with the tokens that each row follows",
+        "tests/served/test_logit_processors.py",
+    ),
+    ("several tokenizer workers", "tests/served/test_tokenizer_workers.py"),
     ("several servers behind SGLang's router", "tests/served/test_scale_out.py"),
     ("`sglang.Engine`", "tests/served/test_entry_points.py"),
     ("heads for Llama, Qwen2, Qwen3; MiMo's native layer", "tests/served/test_hidden_states.py"),
@@ -76,6 +85,8 @@ UNPROVEN = (
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
     "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
     "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",
+    "--enable-deterministic-inference: taken, its served test has not run yet",
+    "LoRA adapters on the target, the head unadapted; --rl-on-policy-target",
     "the hierarchical cache (--enable-hierarchical-cache), which needs a GPU",
     "native MTP layers of multimodal targets; heads of `fastmtp head init` refuse such targets",
 )
@@ -94,6 +105,15 @@ def page() -> str:
             "",
             *_table(("feature", "shown by"), ((what, f"`{test}`") for what, test in WORKS)),
             "",
+            "## Beside SGLang's own EAGLE",
+            "",
+            "What is said of EAGLE was read in the sources of SGLang 0.5.23.",
+            "",
+            *_table(
+                ("feature", "SGLang's EAGLE", "FASTMTP", "shown by"),
+                ((x.name, x.eagle, x.fastmtp, _test(x.shown_by)) for x in PARITY),
+            ),
+            "",
             "## Not proven",
             "",
             *(f"- {what}" for what in UNPROVEN),
@@ -103,8 +123,8 @@ def page() -> str:
             "Before any weight is read, with the flag, its value, the reason and the way out.",
             "",
             *_table(
-                ("flag", "refused", "reason", "instead"),
-                ((f"`{x.flag}`", _when(x), x.reason, x.remedy) for x in LIMITS),
+                ("flag", "refused", "reason", "instead", "SGLang's EAGLE"),
+                ((f"`{x.flag}`", _when(x), x.reason, x.remedy, x.eagle) for x in LIMITS),
             ),
             "",
             "`--speculative-num-steps` is at least 1; `--speculative-eagle-topk` is 1 (a chain)",
@@ -126,22 +146,10 @@ def page() -> str:
             "",
             "## Refused requests",
             "",
-            "HTTP 400; the other requests of the batch go on. So are prompts without tokens, or",
-            "with ids that the model does not have, and a `lang` that is no text. With speculation",
+            "With HTTP 400; the other requests of the batch go on: prompts without tokens, or with",
+            "ids that the model does not have, and a `lang` that is no text. With speculation",
             "SGLang takes the places of drafts (K + 1, for a tree more) off the context: a request",
             "that needs the last of them is refused too.",
-            "",
-            *_table(
-                ("parameter", "refused", "reason"),
-                (
-                    (
-                        f"`{limit.parameter}`",
-                        "when sampling" if limit.when_sampling else "always",
-                        limit.reason,
-                    )
-                    for limit in REQUEST_LIMITS
-                ),
-            ),
             "",
             "## What would end SGLang alone",
             "",
@@ -155,6 +163,11 @@ def page() -> str:
             "",
         )
     )
+
+
+def _test(shown_by: str) -> str:
+    path = path_of(shown_by)
+    return path if path == shown_by else f"`{path}`"
 
 
 def _when(limit: Limit) -> str:

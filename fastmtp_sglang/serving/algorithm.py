@@ -16,7 +16,8 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from fastmtp_sglang.contract import identity, limits
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving.requests import guards, request_metrics, streamed_tokens
+from fastmtp_sglang.serving import lora
+from fastmtp_sglang.serving.requests import guards, http_app
 from fastmtp_sglang.serving.verification import stops
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         """
         identity.announce()
         limits.refuse(server_args)
+        lora.install()
         # Between this and `handle_server_args` SGLang takes the flag away from all but its own
         # algorithms, with a warning that would be wrong here.
         FastMTPAlgorithm._adaptive = server_args.speculative_adaptive
@@ -117,11 +119,8 @@ class FastMTPAlgorithm(CustomSpecAlgo):
                 DEFAULT_MAX_RUNNING_REQUESTS,
             )
         self._resolve_draft(server_args)
-        guards.install_in_tokenizer_manager()
-        request_metrics.install(
-            server_args.speculative_num_steps, adaptive=server_args.speculative_adaptive
-        )
-        streamed_tokens.install()
+        http_app.prepare(server_args.tokenizer_worker_num)
+        http_app.install(server_args)
 
     @staticmethod
     def _resolve_draft(server_args: Any) -> None:
@@ -195,10 +194,12 @@ def worker_class(server_args: Any) -> type:
     from fastmtp_sglang.serving.drafting import draft_room
     from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
     from fastmtp_sglang.serving.drafting.native_head import MiMoMTP
+    from fastmtp_sglang.serving.verification import seeds
     from fastmtp_sglang.serving.worker import FastMTPWorker
 
     identity.announce()
     stops.install()
+    seeds.install()
     draft_room.install()
     ModelRegistry.models[ARCHITECTURE] = FastMTPHead
     ModelRegistry.models["MiMoMTP"] = MiMoMTP

@@ -268,7 +268,7 @@ def test_a_head_of_its_own_for_a_target_with_a_native_one(directory):
     [
         ("mimo", ["--speculative-num-steps", "0"], "--speculative-num-steps 0 must be at least 1"),
         ("mimo", ["--speculative-eagle-topk", "9"], "--speculative-eagle-topk 9 must be 1"),
-        ("mimo", ["--enable-lora"], "--enable-lora True is not supported"),
+        ("mimo", ["--is-embedding"], "--is-embedding True makes a server that generates no"),
         (
             "mimo",
             ["--speculative-ngram-capacity", "7"],
@@ -281,7 +281,7 @@ def test_a_head_of_its_own_for_a_target_with_a_native_one(directory):
             "--speculative-draft-model-path .*/plain holds Qwen2ForCausalLM, which is no MTP head",
         ),
     ],
-    ids=["no steps", "tree", "lora", "other algorithm", "no head", "no MTP head"],
+    ids=["no steps", "tree", "embedding", "other algorithm", "no head", "no MTP head"],
 )
 def test_our_refusals_end_the_resolution(directory, model, flags, message):
     flags = [flag.format(directory) for flag in flags]

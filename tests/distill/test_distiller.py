@@ -76,11 +76,18 @@ def test_record(run, endpoint, prompts, tmp_path, read_lines, chat, target):
     assert isinstance(asked["sampling_seed"], int)
 
 
-def test_no_seed_for_servers_that_do_not_obey_it(run, endpoint, prompts):
-    """FASTMTP refuses a seed that would be ignored."""
-    endpoint.described = {"enable_deterministic_inference": False}
+@pytest.mark.parametrize(
+    ("described", "obeys"),
+    [
+        ({"enable_deterministic_inference": False, "speculative_algorithm": None}, False),
+        ({"speculative_algorithm": "EAGLE"}, False),
+        ({"speculative_algorithm": "fastmtp"}, True),
+    ],
+)
+def test_a_seed_for_servers_that_obey_it(run, endpoint, prompts, described, obeys):
+    endpoint.described = described
     run(endpoint.url, prompts=[prompts({"prompt": "Name a fruit."})])
-    assert "sampling_seed" not in endpoint.requests[0]["sampling_params"]
+    assert ("sampling_seed" in endpoint.requests[0]["sampling_params"]) == obeys
 
 
 def test_later_turns_see_the_models_own_answers(run, endpoint, prompts, tmp_path, read_lines):

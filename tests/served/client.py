@@ -32,13 +32,22 @@ class Answer:
 
 
 def generate(
-    url: str, prompt, *, stream: bool = False, priority: int | None = None, **sampling
+    url: str,
+    prompt,
+    *,
+    stream: bool = False,
+    priority: int | None = None,
+    processor: str | None = None,
+    **sampling,
 ) -> Answer:
-    """Send one native /generate request; a stream is put together from its chunks."""
+    """Send one native /generate request; a stream is put together from its chunks.
+
+    `processor` is a custom logit processor as SGLang writes it.
+    """
     key = "text" if isinstance(prompt, str) else "input_ids"
     body = {key: prompt, "sampling_params": {"temperature": 0, **sampling}, "stream": stream}
-    if priority is not None:
-        body["priority"] = priority
+    others = {"priority": priority, "custom_logit_processor": processor}
+    body |= {name: value for name, value in others.items() if value is not None}
     if not stream:
         response = _CLIENT.post(f"{url}/generate", json=body)
         response.raise_for_status()
@@ -56,9 +65,15 @@ def generate(
     return _answer(last)
 
 
-def generate_batch(url: str, prompts: list[list[int]], **sampling) -> list[Answer]:
-    """Send prompts of token ids in one request, which SGLang answers together."""
-    body = {"input_ids": prompts, "sampling_params": {"temperature": 0, **sampling}}
+def generate_batch(
+    url: str, prompts: list, *, params: list[dict] | None = None, **sampling
+) -> list[Answer]:
+    """Send prompts, all texts or all token ids, in one request, which SGLang answers together.
+
+    `params` are the sampling parameters of each; without them, those of `sampling` are of all.
+    """
+    key = "text" if isinstance(prompts[0], str) else "input_ids"
+    body = {key: prompts, "sampling_params": params or {"temperature": 0, **sampling}}
     response = _CLIENT.post(f"{url}/generate", json=body)
     response.raise_for_status()
     return [_answer(answer) for answer in response.json()]

@@ -49,9 +49,10 @@ _MAX_RUNNING = 3
 _ORDER = (
     *("whitelist", "entry_points", "distillation", "bench", "peers", "real_model", "tool_calls"),
     "hidden_states",
-    *("routing", "acceptance", "adaptive", "penalties", "soak", "outputs", "refused_requests"),
+    *("routing", "acceptance", "adaptive", "penalties", "logit_processors", "soak", "outputs"),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
-    *("sampling", "rejection", "tree", "tensor_parallel", "families"),
+    *("sampling", "seeds", "rejection", "tree", "tensor_parallel", "families"),
+    "tokenizer_workers",
 )
 
 
@@ -118,6 +119,8 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
     two_ranks = ("--tp-size", "2")
     chat = ("--chat-template", "chatml")
+    deterministic = "--enable-deterministic-inference"
+    processors = "--enable-custom-logit-processor"
     return {
         "smollm2": (checkpoints.smollm2, real),
         "smollm2-fastmtp": (
@@ -134,9 +137,9 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             ),
         ),
         "mimo": (checkpoints.mimo, ()),
-        # Only so are SGLang's own penalties those of the tokens before (`penalties`).
-        "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule",)),
-        "mimo-native": (checkpoints.mimo, (*speculate, *chat)),
+        # Only so do SGLang's own penalties and processors see the tokens before (`penalties`).
+        "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule", processors)),
+        "mimo-native": (checkpoints.mimo, (*speculate, *chat, processors)),
         "mimo-rejection": (
             checkpoints.mimo,
             (*speculate, "--speculative-use-rejection-sampling"),
@@ -166,8 +169,15 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
                 *("--page-size", "16"),
             ),
         ),
+        "mimo-tokenizers": (
+            checkpoints.mimo,
+            (*speculate, *chat, "--tokenizer-worker-num", "2", "--enable-metrics"),
+        ),
+        "mimo-deterministic": (checkpoints.mimo, (deterministic,)),
+        "mimo-deterministic-native": (checkpoints.mimo, (*speculate, deterministic)),
+        "mimo-one": (checkpoints.mimo, (*speculate, "--speculative-num-steps", "1")),
         # Trees, with the other scheduling and pages in the second one.
-        "mimo-tree": (checkpoints.mimo, (*speculate, *_tree(3, 8, 16))),
+        "mimo-tree": (checkpoints.mimo, (*speculate, *_tree(3, 8, 16), processors)),
         "mimo-tree-pages": (
             checkpoints.mimo,
             (

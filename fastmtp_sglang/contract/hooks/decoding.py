@@ -5,6 +5,8 @@ from fastmtp_sglang.contract.hooks.hook import Hook
 _SPEC = "sglang.srt.speculative"
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _SIZING = "sglang.srt.mem_cache.allocation_sizing"
+_BATCH_INFO = "sglang.srt.sampling.sampling_batch_info"
+_SAMPLER = "sglang.srt.layers.sampler"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
 
 HOOKS: tuple[Hook, ...] = (
@@ -132,4 +134,21 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", "sglang.srt.runtime_context:get_parallel", ""),
     Hook("read", "sglang.srt.models.registry:ModelRegistry"),
     Hook("override", "sglang.srt.models.mimo_mtp:MiMoMTP.load_weights", "weights"),
+    # Seeds and logit processors.
+    *(
+        Hook("override", f"{_BATCH_INFO}:SamplingBatchInfo.{name}", parameters)
+        for name, parameters in {
+            "adjusted_from_schedule_batch": "batch vocab_size",
+            "adjusted_filter_batch": "keep_indices keep_indices_device",
+            "adjusted_merge_batch": "other",
+        }.items()
+    ),
+    Hook("read", f"{_BATCH_INFO}:ProcessorEntry"),
+    Hook(
+        "override",
+        f"{_SAMPLER}:Sampler._sample_from_probs",
+        "probs sampling_info positions simple_sampling_case",
+    ),
+    Hook("call", f"{_SAMPLER}:sampling_from_probs_torch", "probs sampling_seed positions"),
+    Hook("read", "sglang.srt.sampling.sampling_params:TOP_K_ALL"),
 )

@@ -139,4 +139,26 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook("call", "sglang.srt.model_executor.model_runner:ModelRunnerOutput"),
     Hook("call", "sglang.srt.model_executor.forward_context:has_forward_context", ""),
+    # Seeds and deterministic inference on it.
+    Hook(
+        "override",
+        "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
+        "probs top_ks top_ps min_ps need_min_p_sampling sampling_seed positions",
+    ),
+    Hook("override", "sglang.srt.layers.sampler:multinomial_with_seed", "logprobs seed positions"),
+    Hook(
+        "override",
+        "sglang.kernels.ops.sampling.murmur_hash:murmur_hash32",
+        "seed positions col_indices",
+    ),
+    Hook("read", "sglang.srt.arg_groups.choices:DETERMINISTIC_ATTENTION_BACKEND_CHOICES"),
+    *(
+        Hook("call", f"sglang.srt.arg_groups.choices:add_{kind}attention_backend_choices")
+        for kind in ("deterministic_", "radix_supported_deterministic_")
+    ),
+    Hook(
+        "override",
+        "sglang.srt.batch_invariant_ops.batch_invariant_ops:enable_batch_invariant_mode",
+        "enable_bmm",
+    ),
 )

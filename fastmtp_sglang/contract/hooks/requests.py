@@ -120,4 +120,16 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", f"{_OPENAI}.serving_chat:OpenAIServingChat._encoding_output", ""),
     Hook("call", "sglang.srt.runtime_context:get_serving", ""),
     Hook("call", "sglang.utils:find_printable_text", "text"),
+    # Adapters.
+    Hook(
+        "override",
+        "sglang.srt.arg_groups.lora_hook:check_lora_speculative_compatibility",
+        "server_args",
+    ),
+    Hook("override", "sglang.srt.arg_groups.model_override_base:resolving_view", "server_args"),
+    # Tokenizer workers.
+    Hook("override", "sglang.srt.entrypoints.http_server:init_multi_tokenizer", ""),
+    Hook("read", "sglang.srt.entrypoints.http_server:app"),
+    Hook("call", "sglang.srt.plugins:load_plugins", ""),
+    Hook("read", "sglang.srt.environ:Envs.SGLANG_HTTP_SERVER_APP_PATH"),
 )

@@ -8,12 +8,13 @@ import functools
 from typing import Any
 
 import torch
+from sglang.srt.arg_groups import choices
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
 from fastmtp_sglang.contract import limits
-from fastmtp_sglang.serving.requests import guards
+from fastmtp_sglang.serving.requests import guards, http_app
 
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
 # it. On our platform the name stands for our class.
@@ -32,18 +33,28 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return self.device_type
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Refuse what cannot work here, with or without speculation; no default is changed.
+        """Refuse what cannot work here, with or without speculation.
 
-        Meanwhile the native operators are compiled, if that was never done, and this process, which
-        takes requests, learns to refuse those that no server survives.
+        For deterministic inference SGLang asks for an attention backend whose bits depend on each
+        request alone, as ours do. Meanwhile the native operators are compiled, if that was never
+        done, and this process, which takes requests, learns to refuse those that no server
+        survives.
 
         Raises:
             FastMTPError: naming the flag, the reason and the way out.
         """
         limits.refuse_on_a_cpu(server_args)
+        if ATTENTION_BACKEND not in choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES:
+            choices.add_deterministic_attention_backend_choices([ATTENTION_BACKEND])
+            choices.add_radix_supported_deterministic_attention_backend_choices([ATTENTION_BACKEND])
+        # SGLang takes AMX for granted, and looks for it later than at what deterministic inference
+        # needs.
+        if server_args.attention_backend in (None, "intel_amx"):
+            server_args.attention_backend = ATTENTION_BACKEND
         from fastmtp_sglang.serving.cpu.native.compiled import compile_ahead
 
         compile_ahead()
+        http_app.prepare(server_args.tokenizer_worker_num)
         guards.install_in_tokenizer_manager()
 
     def get_default_attention_backend(self) -> str:
@@ -110,14 +121,19 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def post_load_model(self, model: torch.nn.Module) -> None:
         """Pack the weights for the native operators and let SGLang find these.
 
-        Its scheduler learns to survive odd calls. Not sooner, since neither its layers nor that can
-        be imported while its model runner is.
+        Its sampler learns to obey seeds, its scheduler to survive odd calls. Not sooner, since
+        neither its layers nor these can be imported while its model runner is.
         """
-        from fastmtp_sglang.serving.cpu import fused, replay
+        from sglang.srt.runtime_context import get_exec
+
+        from fastmtp_sglang.serving.cpu import fused, replay, seeded
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
+        from fastmtp_sglang.serving.verification import seeds
 
         fused.register(self.get_dispatch_key_name())
         guards.install_in_scheduler(on_a_cpu=True)
+        seeded.install(deterministic=get_exec().deterministic.enable_deterministic_inference)
+        seeds.install()
         pack_model(model)
         replay.install(model)
 

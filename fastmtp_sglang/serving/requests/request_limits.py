@@ -1,68 +1,21 @@
-"""What FASTMTP refuses of a single request: sampling parameters that SGLang's verification ignores
-or applies to the wrong tokens, so that answers would silently differ from the model's own.
+"""What is refused of a single request: what would kill the scheduler, and all other requests.
 
-SGLang calls `check` after its own validation of each request's parameters, in the process that
-receives requests; the client gets HTTP 400 with the text. So does a request that would kill the
-scheduler, and all other requests: a prompt without tokens or with ids that the model does not have,
-more log-probabilities than there are tokens, and fields of other types than SGLang declares.
+That is a prompt without tokens or with ids that the model does not have, more log-probabilities
+than there are tokens, fields of other types than SGLang declares, and with FASTMTP a `lang` that is
+no name. All are found in the process that receives requests; the client gets HTTP 400 with the
+text. SGLang calls `check` after its own validation of each request's parameters.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastmtp_sglang.contract.identity import ALGORITHM
 
 if TYPE_CHECKING:
     from sglang.srt.sampling.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True)
-class RequestLimit:
-    """One sampling parameter that is not taken with FASTMTP.
-
-    Attributes:
-        parameter: its name in SGLang's `SamplingParams`.
-        neutral: the value that asks for nothing.
-        reason: why, as the second half of a sentence.
-        when_sampling: refused only where the request samples; a greedy one does not see it.
-    """
-
-    parameter: str
-    neutral: float | None
-    reason: str
-    when_sampling: bool = False
-
-
-REQUEST_LIMITS = (
-    RequestLimit(
-        "sampling_seed",
-        None,
-        "is ignored by SGLang without --enable-deterministic-inference, which FASTMTP does not "
-        "support yet",
-        when_sampling=True,
-    ),
-)
-
-
-def refuse(params: SamplingParams) -> None:
-    """Check a request's sampling parameters against the table.
-
-    Raises:
-        ValueError: for the first one that is refused; SGLang answers HTTP 400.
-    """
-    # SGLang turns temperature 0 into top_k 1.
-    samples = params.top_k != 1
-    for limit in REQUEST_LIMITS:
-        value = getattr(params, limit.parameter)
-        if value != limit.neutral and (samples or not limit.when_sampling):
-            raise ValueError(
-                f"{limit.parameter} {value} {limit.reason}; with --speculative-algorithm FASTMTP "
-                "it is refused. Leave it out, or use a server without speculation."
-            )
 
 
 def refuse_language(custom_params: Any) -> None:
@@ -91,7 +44,6 @@ def check(result: None, params: SamplingParams, *args: object) -> None:
     if get_context().is_config_namespace_published("spec"):
         algorithm = get_spec().speculative_algorithm
         if algorithm is not None and algorithm.upper() == ALGORITHM:
-            refuse(params)
             refuse_language(params.custom_params)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import tiny_models as models
 import torch
+from sglang.srt.arg_groups.overrides import resolution_result
 from sglang.srt.platforms.device_mixin import DeviceMixin
 from sglang.srt.platforms.interface import SRTPlatform
 from sglang.srt.server_args import ServerArgs
@@ -30,13 +31,11 @@ def target(tmp_path_factory):
     ("arguments", "begin"),
     [
         (
-            {"enable_deterministic_inference": True},
-            "--enable-deterministic-inference True samples from each request's sampling_seed",
-        ),
-        (
             {"rl_on_policy_target": "fsdp"},
-            "--rl-on-policy-target fsdp samples from each request's sampling_seed",
+            "--rl-on-policy-target fsdp reproduces the bits of a trainer's GPU kernels",
         ),
+        ({"enable_lora": True}, "--enable-lora True pins memory for a GPU"),
+        ({"lora_paths": ["a=b"]}, "--lora-paths ['a=b'] turns on --enable-lora"),
         (
             {"enable_hierarchical_cache": True},
             "--enable-hierarchical-cache True copies the KV cache between GPU and host memory",
@@ -55,7 +54,22 @@ def test_what_has_no_operator_here_is_refused(target, algorithm, arguments, begi
         args.resolve_once()
     message = str(caught.value)
     assert message.startswith(begin)
-    assert "Remove it" in message
+    assert "Remove it" in message or "Merge the adapter" in message
+
+
+@pytest.mark.parametrize("algorithm", [None, "NEXTN"])
+def test_deterministic_inference_runs_on_our_attention(target, algorithm):
+    """With the prefix cache: what it holds has the bits that are computed anew."""
+    plugin.register()
+    args = ServerArgs(
+        model_path=str(target),
+        speculative_algorithm=algorithm,
+        enable_deterministic_inference=True,
+    )
+    args.resolve_once()
+    assert resolution_result(args, "attention_backend") == "torch_native"
+    assert resolution_result(args, "sampling_backend") == "pytorch"
+    assert not resolution_result(args, "disable_radix_cache")
 
 
 def test_nothing_else_is(target):

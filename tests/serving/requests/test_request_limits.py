@@ -1,4 +1,4 @@
-"""Requests that would silently get another answer are refused, and only by FASTMTP's servers."""
+"""What would end the scheduler is refused; a wrong `lang` by FASTMTP's servers only."""
 
 import re
 from types import SimpleNamespace
@@ -9,8 +9,6 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from fastmtp_sglang.serving.requests import request_limits
 
-SAMPLING = {"temperature": 0.8, "top_p": 0.95}
-
 
 def params(**fields) -> SamplingParams:
     made = SamplingParams(**fields)
@@ -19,39 +17,15 @@ def params(**fields) -> SamplingParams:
     return made
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 0}, SAMPLING, {"temperature": 0, "top_p": 0.5}])
-def test_ordinary_requests_pass(fields):
-    request_limits.refuse(params(max_new_tokens=8, stop="x", **fields))
-
-
-def test_penalties_and_min_p_pass():
-    penalties = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "repetition_penalty": 1.1}
-    others = {"min_new_tokens": 3, "min_p": 0.1, "logit_bias": {"5": 1.0}}
-    request_limits.refuse(params(**penalties, **others, **SAMPLING))
-
-
-@pytest.mark.parametrize(("name", "value"), [("sampling_seed", 7)])
-def test_what_only_sampling_sees_passes_in_greedy_requests(name, value):
-    request_limits.refuse(params(temperature=0, **{name: value}))
-    with pytest.raises(ValueError, match=f"{name} {value} is ignored by SGLang"):
-        request_limits.refuse(params(**{name: value}, **SAMPLING))
-
-
-def test_every_limit_names_a_parameter_and_its_default():
-    default = SamplingParams()
-    for limit in request_limits.REQUEST_LIMITS:
-        assert getattr(default, limit.parameter) == limit.neutral
-
-
 @pytest.mark.parametrize("algorithm", ["FASTMTP", "fastmtp", "EAGLE", None])
 def test_other_servers_are_left_alone(monkeypatch, algorithm):
     spec = SimpleNamespace(speculative_algorithm=algorithm)
     context = SimpleNamespace(is_config_namespace_published=lambda name: name == "spec")
     monkeypatch.setattr(runtime_context, "get_spec", lambda: spec)
     monkeypatch.setattr(runtime_context, "get_context", lambda: context)
-    refused = params(temperature=1, sampling_seed=3)
+    refused = params(custom_params={"lang": 5})
     if algorithm and algorithm.upper() == "FASTMTP":
-        with pytest.raises(ValueError, match="sampling_seed"):
+        with pytest.raises(ValueError, match="lang"):
             request_limits.check(None, refused, 100)
     else:
         request_limits.check(None, refused, 100)
@@ -60,7 +34,7 @@ def test_other_servers_are_left_alone(monkeypatch, algorithm):
 def test_nothing_is_known_outside_a_server(monkeypatch):
     context = SimpleNamespace(is_config_namespace_published=lambda name: False)
     monkeypatch.setattr(runtime_context, "get_context", lambda: context)
-    request_limits.check(None, params(sampling_seed=3), 100)
+    request_limits.check(None, params(custom_params={"lang": 5}), 100)
 
 
 @pytest.mark.parametrize("token", [-1, 100, 10**12, 1.5, True, None, "3", [1]])

@@ -12,12 +12,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from sglang.srt import runtime_context
-from sglang.srt.layers import dp_attention
+from sglang.srt.layers import dp_attention, sampler
 from sglang.srt.sampling import penaltylib
 from sglang.srt.speculative import eagle_utils, eagle_worker_common
 
-from fastmtp_sglang.serving.cpu import ops
+from fastmtp_sglang.serving.cpu import ops, seeded
 from fastmtp_sglang.serving.verification import verification
+from fastmtp_sglang.serving.verification.seeds import Seeded, draw
 from fastmtp_sglang.serving.verification.verification import Verification
 
 SEED = 20250918
@@ -35,7 +36,10 @@ def verifier(monkeypatch) -> Verification:
         speculative_accept_threshold_single=1.0,
         speculative_accept_threshold_acc=1.0,
     )
-    execution = SimpleNamespace(kernel=SimpleNamespace(sampling_backend="pytorch"))
+    execution = SimpleNamespace(
+        kernel=SimpleNamespace(sampling_backend="pytorch"),
+        deterministic=SimpleNamespace(rl_on_policy_target=None),
+    )
     parallel = SimpleNamespace(tp_group=SimpleNamespace(world_size=1))
     monkeypatch.setattr(eagle_utils, "get_spec", lambda: spec)
     monkeypatch.setattr(verification, "get_exec", lambda: execution)
@@ -63,23 +67,34 @@ def request(**penalties) -> SimpleNamespace:
         "repetition_penalty": 1.0,
         "min_new_tokens": 0,
     }
-    return SimpleNamespace(sampling_params=SimpleNamespace(**defaults | penalties))
+    params = SimpleNamespace(**defaults | penalties)
+    return SimpleNamespace(sampling_params=params, custom_logit_processor=None)
 
 
 def sample(
-    drafts: list[int], *, temperature=1.0, top_k=1 << 30, top_p=1.0, min_p=0.0
+    drafts: list[int],
+    *,
+    temperature=1.0,
+    top_k=1 << 30,
+    top_p=1.0,
+    min_p=0.0,
+    seeded=(),
+    trials=TRIALS,
 ) -> list[tuple[int, ...]]:
-    """What TRIALS equal requests emit in one verification of the same drafts."""
+    """What `trials` equal requests emit in one verification of the same drafts."""
     torch.manual_seed(SEED)
     emitted = []
-    bs = 20_000
+    bs = min(trials, 20_000)
     info = SimpleNamespace(
         acc_additive_penalties=None,
         acc_scaling_penalties=None,
         logit_bias=None,
         has_watermark_candidates=False,
+        has_custom_logit_processor=False,
         is_all_greedy=False,
         sampling_seed=None,
+        seeded=seeded,
+        all_seeded=False,
         temperatures=torch.full((bs, 1), temperature),
         top_ks=torch.full((bs,), top_k, dtype=torch.int32),
         top_ps=torch.full((bs,), top_p),
@@ -106,9 +121,10 @@ def sample(
         retrieve_next_token=torch.tensor([*range(1, N), -1]).repeat(bs, 1),
         retrieve_next_sibling=torch.full((bs, N), -1),
         tree_topk=1,
+        positions=torch.arange(N).repeat(bs),
         draft_probs=None,
     )
-    for _ in range(TRIALS // bs):
+    for _ in range(trials // bs):
         output = SimpleNamespace(next_token_logits=LOGITS.repeat(bs, 1))
         predict, accept_lens, _ = eagle_worker_common.eagle_sample(verify_input, batch, output)
         for row, count in zip(predict.view(bs, N).tolist(), accept_lens.tolist(), strict=True):
@@ -165,3 +181,32 @@ def test_a_draft_that_the_filters_exclude_is_never_accepted(verifier):
     emitted = sample(worst, min_p=0.2)
     assert {len(tokens) for tokens in emitted} == {1}
     assert p_value([tokens[0] for tokens in emitted], expected(0, min_p=0.2)) > 0.001
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5, "top_p": 0.8}, {"min_p": 0.2}])
+def test_seeded_requests_among_others(verifier, monkeypatch, settings):
+    """Every second request has the tokens that its seed decides, as far as they were drafted."""
+    monkeypatch.setattr(sampler, "murmur_hash32", seeded.murmur_hash32)
+    drawn = sampler.multinomial_with_seed._torchdynamo_orig_callable
+    monkeypatch.setattr(sampler, "multinomial_with_seed", drawn)
+    count = 20_000
+    requests = torch.arange(0, count, 2)
+    kind = Seeded(requests, requests * 31, filtered=bool(settings), min_p="min_p" in settings)
+    drafts = [int(LOGITS[position].argmax()) for position in range(N - 1)]
+    emitted = sample(drafts, **settings, seeded=(kind,), trials=count)
+    info = SimpleNamespace(
+        top_ks=torch.full((count,), settings.get("top_k", 1 << 30)),
+        top_ps=torch.full((count,), settings.get("top_p", 1.0)),
+        min_ps=torch.full((count,), settings.get("min_p", 0.0)),
+    )
+    probs, positions = LOGITS.softmax(1).expand(count, N, VOCAB), torch.arange(N).expand(count, N)
+    lengths = []
+    for tokens, wanted in zip(
+        emitted[::2], draw(kind, probs, positions, info).tolist(), strict=True
+    ):
+        right = [a == b for a, b in zip(wanted, [*drafts, None], strict=True)].index(False)
+        assert tokens == tuple(wanted[: right + 1])
+        lengths.append(len(tokens))
+    assert set(lengths) == {1, 2, 3}
+    others = [tokens[0] for tokens in emitted[1::2]]
+    assert p_value(others, expected(0, **settings)) > 0.001
