@@ -7,6 +7,9 @@ _POOL = "sglang.srt.mem_cache.memory_pool"
 _SIZING = "sglang.srt.mem_cache.allocation_sizing"
 _BATCH_INFO = "sglang.srt.sampling.sampling_batch_info"
 _SAMPLER = "sglang.srt.layers.sampler"
+_WORKER = f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2"
+_STATE_ARGS = "speculative_num_steps speculative_num_draft_tokens cuda_graph_bs"
+_ORGANIZE_ARGS = "score_list token_list parents_list num_draft_token"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
 
 HOOKS: tuple[Hook, ...] = (
@@ -41,7 +44,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", "sglang.srt.managers.overlap_utils:FutureMap"),
     Hook("call", "sglang.srt.arg_groups.model_override_base:model_config_of", "server_args"),
     # The worker.
-    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.__init__", _WORKER_ARGS),
+    Hook("override", f"{_WORKER}.__init__", _WORKER_ARGS),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.__init__", _WORKER_ARGS),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_token_map", ""),
     Hook("call", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_lm_head", ""),
@@ -55,10 +58,10 @@ HOOKS: tuple[Hook, ...] = (
         f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_decode",
         "batch batch_result",
     ),
-    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2._forward_prefill_batch", "batch"),
+    Hook("override", f"{_WORKER}._forward_prefill_batch", "batch"),
     Hook(
         "override",
-        f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.on_verify_complete_cpu",
+        f"{_WORKER}.on_verify_complete_cpu",
         "num_correct_drafts_per_req batch_size",
     ),
     Hook("override", "sglang.srt.managers.tp_worker:TpModelWorker.weight_update_runners", ""),
@@ -71,19 +74,22 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", f"{_POOL}:KVWriteLoc"),
     Hook("call", f"{_POOL}:MHATokenToKVPool.set_kv_buffer", "layer loc_info cache_k cache_v"),
     Hook("call", "sglang.srt.layers.layer_boundary.residual.batch:clear", "forward_batch"),
-    # The choice of K.
-    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),
-    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.activate_step_by_batch"),
-    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._capture_cuda_graphs", ""),
+    # The choice of a shape.
     *(
-        Hook("override", f"{_SPEC}.adaptive_spec_params:AdaptiveSpeculativeParams.{name}", names)
-        for name, names in {
-            "set_cuda_graph_bs": "cuda_graph_bs",
-            "cuda_graph_bs_for_step": "step",
-            "get_steps_for_batch": "batch_size",
-            "on_verify_complete": "num_correct_drafts_per_req batch_size",
+        Hook("override", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.{name}", parameters)
+        for name, parameters in {
+            "register": "state",
+            "init_states": "cuda_graph_bs",
+            "activate_step_by_batch": "batch_size",
         }.items()
     ),
+    Hook("call", f"{_WORKER}.build_adaptive_runtime_state", _STATE_ARGS),
+    Hook("call", f"{_WORKER}.apply_runtime_state", "state"),
+    Hook("override", f"{_WORKER}.verify", "batch"),
+    Hook("call", f"{_SPEC}.base_spec_worker:EagleDraftWorkerBase._rebuild_topk1_chain_buffers", ""),
+    Hook("override", f"{_SPEC}.eagle_utils:organize_draft_results", _ORGANIZE_ARGS),
+    Hook("override", f"{_SIZING}:get_alloc_len_per_decode", ""),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._capture_cuda_graphs", ""),
     # Verification.
     Hook(
         "override",
