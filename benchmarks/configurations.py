@@ -164,12 +164,19 @@ def make_configurations(
 
 
 def fastmtp(
-    model: Model, draft: str | None, num_steps: int | None, vocabulary: Path | None, directory: Path
+    model: Model,
+    draft: str | None,
+    num_steps: int | None,
+    vocabulary: Path | None,
+    directory: Path,
+    flags: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return the arguments that serve FASTMTP over exactly `vocabulary`, None for all tokens."""
     if vocabulary is None and draft is not None:
         draft = full_head(draft, directory)
-    return model.command(speculation=True, draft=draft, num_steps=num_steps, vocabulary=vocabulary)
+    return model.command(
+        speculation=True, draft=draft, num_steps=num_steps, vocabulary=vocabulary, flags=flags
+    )
 
 
 def full_head(draft: str, directory: Path) -> str:

@@ -17,10 +17,13 @@ from fastmtp_benchmarks.runs import Plan
 from fastmtp_benchmarks.shapes import parse_shape, shape_task
 from fastmtp_benchmarks.task import Task
 from fastmtp_benchmarks.tasks import load_tasks
+from fastmtp_sglang.contract.tree_shape import TreeShape, parse_shapes
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.outputs import check_output_folder
 from fastmtp_sglang.models import smollm2
 
+# The paper's K and what is shorter, where a sweep is told nothing.
+_SWEPT_STEPS = "1,2,3"
 # Of a throughput task, when --limit does not say: enough for the highest usual concurrency.
 _SHAPE_CONVERSATIONS = 64
 
@@ -84,6 +87,15 @@ def make_model(options: Options, num_steps: int | None, vocabulary: Path | None)
         return Model(options.model, options.draft, num_steps, vocabulary, tuple(shlex.split(flags)))
     except ValueError as error:
         raise FastMTPError(f"--sglang-flags {flags}: its quotes do not close ({error})") from error
+
+
+def drafted_shapes(num_steps: str | None, shapes: str | None) -> list[TreeShape]:
+    """Return the chains of --num-steps, then what --shapes adds; raises FastMTPError."""
+    if num_steps is None and shapes is None:
+        num_steps = _SWEPT_STEPS
+    chains = [] if num_steps is None else numbers("--num-steps", num_steps, int)
+    added = [] if shapes is None else parse_shapes("--shapes", shapes)
+    return list(dict.fromkeys([*map(TreeShape.of, chains), *added]))
 
 
 def numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

@@ -106,8 +106,8 @@ def acceptance_per_step(rows: Sequence[Row]) -> Figure | None:
 
 
 def over_num_steps(rows: Sequence[Row]) -> Figure | None:
-    """Speedup and acceptance length over K, one line per vocabulary, mean over tasks."""
-    drafted = [row for row in rows if row.num_steps]
+    """Speedup and acceptance length of chains over K, a line per vocabulary, mean over tasks."""
+    drafted = _chains(rows)
     if len({row.num_steps for row in drafted}) < 2:
         return None
     figure, speed = _figure()
@@ -148,8 +148,8 @@ def over_concurrency(rows: Sequence[Row]) -> Figure | None:
 
 
 def over_vocabulary_size(rows: Sequence[Row]) -> Figure | None:
-    """Speedup over the size of the draft vocabulary, one line per K, mean over tasks."""
-    drafted = [row for row in rows if row.num_steps]
+    """Speedup of chains over the size of the draft vocabulary, a line per K, mean over tasks."""
+    drafted = _chains(rows)
     sizes = sorted({row.vocabulary_size for row in drafted if row.vocabulary_size})
     if len(sizes) < 2:
         return None
@@ -200,6 +200,11 @@ def _means(rows: Sequence[Row], x: str, y: str) -> dict[float, float]:
         if all(value is not None for value in values):
             points[at] = sum(values) / len(values)
     return points
+
+
+def _chains(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows in which K says what was drafted."""
+    return [row for row in rows if row.num_steps and row.top_k in (None, 1)]
 
 
 def _by_configuration(rows: Sequence[Row]) -> dict[str, list[Row]]:

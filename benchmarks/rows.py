@@ -28,6 +28,8 @@ class Row(BaseModel):
     Attributes:
         concurrency: Conversations in flight; None at a Poisson rate.
         request_rate: Conversations begun per second; None at fixed concurrency.
+        num_steps: K, the largest with --speculative-adaptive.
+        top_k: Branches of a tree, 1 for a chain.
         requests: Turns asked, failed ones included.
         failed: Turns without an answer; left out of every figure but `wall_seconds`, and so
             `tokens_per_second`, in which `lost_seconds` passed.
@@ -62,6 +64,7 @@ class Row(BaseModel):
     concurrency: int | None
     request_rate: float | None = None
     num_steps: int | None = None
+    top_k: int | None = None
     vocabulary_size: int | None = None
     requests: int
     failed: int
@@ -119,6 +122,7 @@ def make_row(cell: Cell, baseline: Cell | None) -> Row:
         concurrency=info.concurrency,
         request_rate=info.request_rate,
         num_steps=num_steps,
+        top_k=info.server.get("speculative_eagle_topk"),
         vocabulary_size=info.vocabulary_size,
         requests=len(cell.records),
         failed=len(cell.records) - len(good),

@@ -1,4 +1,4 @@
-"""Configurations of a sweep: K times draft vocabulary, with the baseline to compare with."""
+"""Configurations of a sweep: shape times draft vocabulary, with the baseline to compare with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastmtp_benchmarks.configurations import BASELINE, Configuration, Model, fastmtp
+from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
 from fastmtp_sglang.models import smollm2
@@ -16,16 +17,16 @@ FULL = "full"
 
 def sweep_configurations(
     model: Model,
-    num_steps: Sequence[int],
+    shapes: Sequence[TreeShape],
     vocabularies: Sequence[str],
     directory: Path,
     progress: cache.Progress = cache.silent,
 ) -> list[Configuration]:
-    """Return the baseline and one FASTMTP configuration per K and vocabulary.
+    """Return the baseline and one FASTMTP configuration per shape and vocabulary.
 
     Args:
         model: What to serve; its own `num_steps` and `vocabulary` are not used.
-        num_steps: Values of K.
+        shapes: What is drafted; chains among them are named after their K.
         vocabularies: Files of draft vocabularies, or "full" for all tokens.
         directory: Of the benchmark.
         progress: Receives lines for people.
@@ -40,10 +41,15 @@ def sweep_configurations(
         )
     draft = model.draft
     found = [Configuration(BASELINE, arguments=model.command())]
-    for steps, (name, text) in itertools.product(num_steps, zip(names, vocabularies, strict=True)):
+    for shape, (name, text) in itertools.product(shapes, zip(names, vocabularies, strict=True)):
         if model.name == smollm2.NAME and model.draft is None:
-            draft = str(smollm2.draft_head(steps, progress).path)
+            draft = str(smollm2.draft_head(shape.num_steps, progress).path)
         vocabulary = None if text == FULL else Path(text)
-        arguments = fastmtp(model, draft, steps, vocabulary, directory)
-        found.append(Configuration(f"k{steps}-{name}", arguments=arguments))
+        drafted, flags = f"k{shape.num_steps}", []
+        if shape.top_k > 1:
+            drafted = str(shape)
+            flags += ["--speculative-eagle-topk", str(shape.top_k)]
+            flags += ["--speculative-num-draft-tokens", str(shape.num_rows)]
+        arguments = fastmtp(model, draft, shape.num_steps, vocabulary, directory, flags)
+        found.append(Configuration(f"{drafted}-{name}", arguments=arguments))
     return found

@@ -22,7 +22,7 @@ import typer
 
 from fastmtp_benchmarks.environment import save
 from fastmtp_benchmarks.tasks import load_tasks
-from fastmtp_sglang.contract.tree_shape import TreeShape
+from fastmtp_sglang.contract.tree_shape import parse_shapes
 from fastmtp_sglang.errors import FastMTPError
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def main(
     from fastmtp_sglang.head.module import FastMTPHead
     from fastmtp_sglang.models import smollm2
 
-    asked = [TreeShape.parse(text) for text in shapes.split(",")]
+    asked = parse_shapes("--shapes", shapes)
     prompts = [c for t in load_tasks(task, limit) for c in t.conversations]
     path = smollm2.directory("--model", model)
     if head is None and model != smollm2.NAME:

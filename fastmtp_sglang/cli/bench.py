@@ -1,8 +1,8 @@
 """`fastmtp bench`: speed, acceptance and identity of configurations on tasks, with a report.
 
-Also `fastmtp bench sweep` (K, vocabulary, load) and `fastmtp bench compare A B`. The work is done
-by `fastmtp_benchmarks`, which is imported when a command runs; the options of the first two are
-`fastmtp_benchmarks.options`.
+Also `fastmtp bench sweep` (shape, vocabulary, load) and `fastmtp bench compare A B`. The work is
+done by `fastmtp_benchmarks`, which is imported when a command runs; the options of the first two
+are `fastmtp_benchmarks.options`.
 """
 
 import functools
@@ -135,7 +135,17 @@ def bench(
 @app.command()
 @_with_options
 def sweep(
-    num_steps: Annotated[str, typer.Option(metavar="K,K,...", help="Values of K.")] = "1,2,3",
+    num_steps: Annotated[
+        str | None,
+        typer.Option(metavar="K,K,...", help="Values of K. Default: 1,2,3, or only --shapes."),
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KxTOPKxROWS,...",
+            help="Draft trees, such as 3x4x12,3x8x16; 3x1 is a chain. Beside --num-steps.",
+        ),
+    ] = None,
     vocabulary: Annotated[
         list[str] | None,
         typer.Option(help='Draft vocabulary file, or "full". Repeatable. Default: full.'),
@@ -143,18 +153,18 @@ def sweep(
     *,
     options: Options,
 ) -> None:
-    """Measure FASTMTP at every K and draft vocabulary against the baseline."""
-    from fastmtp_benchmarks.planning import make_model, make_plan, numbers
+    """Measure FASTMTP at every K, shape of tree and draft vocabulary against the baseline."""
+    from fastmtp_benchmarks.planning import drafted_shapes, make_model, make_plan
     from fastmtp_benchmarks.sweep import FULL, sweep_configurations
 
     console = _console()
-    steps = numbers("--num-steps", num_steps, int)
+    drafted = drafted_shapes(num_steps, shapes)
     served = make_model(options, None, None)
     plan = make_plan(
         options,
         served,
         lambda directory: sweep_configurations(
-            served, steps, vocabulary or [FULL], directory, _say(console)
+            served, drafted, vocabulary or [FULL], directory, _say(console)
         ),
         baseline="baseline",
     )

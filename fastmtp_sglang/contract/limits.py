@@ -75,8 +75,8 @@ LIMITS: tuple[Limit, ...] = (
     Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it."),
     Limit(
         "speculative_adaptive_config",
-        "is the table of batch sizes of SGLang's own policy; FASTMTP chooses K from measured times",
-        "Remove it; --speculative-num-steps is the largest K of --speculative-adaptive.",
+        "is the table of batch sizes of SGLang's own policy; FASTMTP chooses from measured times",
+        "Remove it; K, top-k and rows of the other flags are the largest that are chosen.",
     ),
     Limit("speculative_use_block_verification", _NOT_YET, "Remove it."),
     Limit(
@@ -178,9 +178,8 @@ _CHAIN_BACKENDS = ("trtllm_mha",)
 _TREE_BACKENDS_WITH_PAGES = ("flashinfer", "fa3", "triton")
 
 # What --speculative-adaptive does not go with: each rank would measure other times and choose
-# another K, the switch would lose what these wrap around SGLang's attention, (rejection sampling) a
-# step after K = 0 has no distribution that its first draft was drawn from, or (trees) what a shape
-# is worth does not follow from the shares of drafts accepted step by step.
+# another shape, the switch would lose what these wrap around SGLang's attention, or (rejection
+# sampling) a step after K = 0 has no distribution that its first draft was drawn from.
 NOT_ADAPTIVE = (
     ("tp_size", 1),
     ("dp_size", 1),
@@ -189,7 +188,6 @@ NOT_ADAPTIVE = (
     ("enable_two_batch_overlap", False),
     ("enable_pdmux", False),
     ("speculative_use_rejection_sampling", False),
-    ("speculative_eagle_topk", 1),
 )
 
 

@@ -24,10 +24,10 @@ _TEXT = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 
 @dataclass(frozen=True, order=True)
 class TreeShape:
-    """A shape that can be drafted and verified.
+    """A shape that can be drafted and verified, or `PLAIN`.
 
     Attributes:
-        num_steps: K, at least 1.
+        num_steps: K, at least 1; 0 of `PLAIN` alone.
         top_k: 1 to `MAX_TOP_K`.
         num_rows: `--speculative-num-draft-tokens`, K + 1 of a chain.
 
@@ -41,12 +41,9 @@ class TreeShape:
 
     def __post_init__(self) -> None:
         steps, top_k, rows = self.num_steps, self.top_k, self.num_rows
-        if steps < 1:
-            raise FastMTPError(
-                f"--speculative-num-steps {steps} must be at least 1: it is K, the number of "
-                "tokens drafted per step. Leave it out for K=3, or serve without "
-                "--speculative-algorithm."
-            )
+        if (steps, top_k, rows) == (0, 1, 1):
+            return
+        _refuse_no_steps(steps)
         if not 1 <= top_k <= MAX_TOP_K:
             raise FastMTPError(
                 f"--speculative-eagle-topk {top_k} must be 1 (a chain) to {MAX_TOP_K} (branches "
@@ -82,11 +79,12 @@ class TreeShape:
         """The shape with its default number of rows where none is given.
 
         Raises:
-            FastMTPError: there is no such shape.
+            FastMTPError: there is no such shape; nor is `PLAIN` one to ask for.
         """
+        _refuse_no_steps(num_steps)
         if num_rows is None:
             num_rows = num_steps + 1
-            if top_k > 1 and num_steps >= 1:
+            if top_k > 1:
                 num_rows = max(num_rows, min(_DEFAULT_ROWS, 1 + _num_drafts(num_steps, top_k)))
         return cls(num_steps, top_k, num_rows)
 
@@ -110,8 +108,43 @@ class TreeShape:
         """Tokens that are drafted, of which `num_rows` - 1 are verified."""
         return _num_drafts(self.num_steps, self.top_k)
 
+    def is_within(self, other: TreeShape) -> bool:
+        """Whether `other` has as many steps, branches and rows, or more."""
+        return (
+            self.num_steps <= other.num_steps
+            and self.top_k <= other.top_k
+            and self.num_rows <= other.num_rows
+        )
+
     def __str__(self) -> str:
         return f"{self.num_steps}x{self.top_k}x{self.num_rows}"
+
+
+# Plain decoding: nothing is drafted, and the last token alone is read.
+PLAIN = TreeShape(0, 1, 1)
+
+
+def parse_shapes(flag: str, text: str) -> list[TreeShape]:
+    """Read shapes between commas, as `TreeShape.parse` does, each once.
+
+    Raises:
+        FastMTPError: one of them is none; names `flag`.
+    """
+    shapes = []
+    for part in text.split(","):
+        try:
+            shapes.append(TreeShape.parse(part))
+        except FastMTPError as error:
+            raise FastMTPError(f"{flag} {text}: {error}") from error
+    return list(dict.fromkeys(shapes))
+
+
+def _refuse_no_steps(steps: int) -> None:
+    if steps < 1:
+        raise FastMTPError(
+            f"--speculative-num-steps {steps} must be at least 1: it is K, the number of tokens "
+            "drafted per step. Leave it out for K=3, or serve without --speculative-algorithm."
+        )
 
 
 def _num_drafts(num_steps: int, top_k: int) -> int:

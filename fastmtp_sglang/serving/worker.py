@@ -4,8 +4,8 @@ Overlap and synchronous scheduling, CUDA graphs, verification and the draft's KV
 SGLang's. What differs is the memory, since the head's embedding and lm_head are the target's
 tensors from the moment the head is loaded, before the KV pool is sized; with a draft vocabulary,
 the last layer (`draft_head`), which each request's language steers (`routing`); what verification
-is given and leaves behind (`verification`); and the choice of K (`adaptive`), down to none at all
-(`deferred_keys`).
+is given and leaves behind (`verification`); and the choice of what to draft (`adaptive`), down to
+nothing at all (`deferred_keys`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from sglang.srt.platforms import current_platform
 from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.speculative import eagle_worker_v2
-from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
+from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving import weight_updates
 from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
-from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
+from fastmtp_sglang.serving.adaptive.adaptive_shapes import AdaptiveShapes
+from fastmtp_sglang.serving.adaptive.draft_record import DraftRecord
+from fastmtp_sglang.serving.adaptive.shape_switch import ShapeSwitch, reserve_for_the_largest
+from fastmtp_sglang.serving.adaptive.shapes import candidate_shapes
 from fastmtp_sglang.serving.cpu.platform import FastMTPCpuPlatform
 from fastmtp_sglang.serving.drafting.deferred_keys import DeferredKeys
 from fastmtp_sglang.serving.drafting.draft_head import (
@@ -51,7 +54,13 @@ logger = logging.getLogger(__name__)
 
 
 class FastMTPDraftWorker(EagleDraftWorker):
-    """Drafts chains of K tokens, or trees of that depth, by applying one MTP head K times."""
+    """Drafts chains of K tokens, or trees of that depth, by applying one MTP head K times.
+
+    Attributes:
+        largest: the shape that the flags name; what is drafted may change, within it.
+        draft_head: the last layer over per-request lists; None drafts from all tokens.
+        record: what trees drafted, where shapes are chosen among.
+    """
 
     def __init__(
         self,
@@ -60,7 +69,15 @@ class FastMTPDraftWorker(EagleDraftWorker):
         nccl_port: int,
         target_worker: TpModelWorker,
     ) -> None:
+        spec = get_spec()
+        self.topk: int  # SGLang's, of the shape in use
+        self.largest = TreeShape(
+            spec.speculative_num_steps,
+            spec.speculative_eagle_topk,
+            spec.speculative_num_draft_tokens,
+        )
         self.draft_head: DraftHead | MaskedDraftHead | None = None
+        self.record: DraftRecord | None = None
         self._deferred_keys: DeferredKeys | None = None
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
         weight_updates.remember(target_worker.model_config)
@@ -75,10 +92,10 @@ class FastMTPDraftWorker(EagleDraftWorker):
             "The head shares the target's embedding and lm_head (%.1f MiB of copies freed before "
             "the KV pool is sized); it drafts %s per step.",
             max(freed, 0) / 2**20,
-            f"K={self.speculative_num_steps} tokens"
+            f"K={self.largest.num_steps} tokens"
             if self.topk == 1
-            else f"a tree of {self.speculative_num_draft_tokens} rows (K="
-            f"{self.speculative_num_steps}, top-k {self.topk})",
+            else f"a tree of {self.largest.num_rows} rows (K={self.largest.num_steps}, top-k "
+            f"{self.topk})",
         )
 
     def init_token_map(self) -> None:
@@ -90,8 +107,17 @@ class FastMTPDraftWorker(EagleDraftWorker):
         super().alloc_memory_pool(*args, **kwargs)
         if isinstance(current_platform, FastMTPCpuPlatform):
             current_platform.shorten_draft(self.draft_runner)
-        if get_spec().speculative_adaptive and DeferredKeys.possible(self.draft_runner):
-            self._deferred_keys = DeferredKeys(self.draft_runner)
+        num_slots = self.req_to_token_pool.req_to_token.shape[0]
+        if get_spec().speculative_adaptive:
+            reserve_for_the_largest()
+            if DeferredKeys.possible(self.draft_runner):
+                self._deferred_keys = DeferredKeys(self.draft_runner)
+            if self.topk > 1:
+                self.record = DraftRecord(self.largest, num_slots, self.draft_runner.device)
+                # For good: its process serves nothing but our worker.
+                eagle_worker_v2.organize_draft_results = self.record.keeping(
+                    eagle_worker_v2.organize_draft_results
+                )
         path = get_spec().speculative_token_map
         if path is None:
             logger.info(
@@ -112,7 +138,6 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 f"--speculative-token-map {path} does not work with {type(model).__name__}, which "
                 "computes its logits in its own way. Serve without it."
             )
-        num_slots = self.req_to_token_pool.req_to_token.shape[0]
         processor = model.logits_processor
         if get_spec().speculative_use_rejection_sampling:
             device = self.draft_runner.device
@@ -121,7 +146,6 @@ class FastMTPDraftWorker(EagleDraftWorker):
             self.draft_head = DraftHead(vocabulary, model.lm_head, processor, num_slots, self.topk)
             self.hot_token_id = NextTokenIds(self.draft_head)
             if self.topk > 1:
-                # For good: its process serves nothing but our worker.
                 eagle_worker_v2.renorm_draft_probs = path_probabilities
             self._watch_weight_updates(self.draft_head)
         self._routing_log = RoutingLog(
@@ -150,12 +174,18 @@ class FastMTPDraftWorker(EagleDraftWorker):
         """Draft upon the keys of all that was decided."""
         if self._deferred_keys is not None:
             self._deferred_keys.write()
+        first = batch.spec_info
+        if self.topk < self.largest.top_k:
+            first.topk_p = first.topk_p[:, : self.topk]
+            first.topk_index = first.topk_index[:, : self.topk]
         return super().draft(batch, **kwargs)
 
     def draft_forward(self, forward_batch: ForwardBatch) -> Any:
         """Draft; the first tokens come from the preceding draft extension."""
         if self.draft_head is not None:
             self.draft_head.batch = forward_batch
+        if self.record is not None:
+            self.record.slots = forward_batch.req_pool_indices
         return super().draft_forward(forward_batch)
 
     def _draft_extend_for_prefill(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
@@ -164,7 +194,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
         if self.draft_head is not None and batch.reqs:
             slots = [request.kv.req_pool_idx for request in batch.reqs]
             self.draft_head.router.start(slots, batch.reqs)
-        return super()._draft_extend_for_prefill(batch, *args, **kwargs)
+        with self._for_any_shape():
+            return super()._draft_extend_for_prefill(batch, *args, **kwargs)
 
     def _draft_extend_for_decode(
         self, batch: ScheduleBatch, batch_result: GenerationBatchResult, **kwargs: Any
@@ -180,10 +211,22 @@ class FastMTPDraftWorker(EagleDraftWorker):
             self._routing_log.step()
         if self.speculative_num_steps == 0 and self._deferred_keys is not None:
             self._deferred_keys.owe(batch, batch_result)
-            _draft_nothing(batch_result)
-            return
-        with self._scoring_only_for_drafts():
-            super()._draft_extend_for_decode(batch, batch_result, **kwargs)
+        else:
+            with self._scoring_only_for_drafts(), self._for_any_shape():
+                super()._draft_extend_for_decode(batch, batch_result, **kwargs)
+        if self.speculative_num_steps == 0:
+            self._draft_nothing(batch.req_pool_indices, batch_result)
+
+    def _draft_nothing(self, slots: torch.Tensor, result: GenerationBatchResult) -> None:
+        """Let the first drafts after K = 0 be tokens 0, 1, ..., which verification rejects."""
+        first, hidden_states = result.next_draft_input, result.logits_output.hidden_states
+        # Of a tree they are siblings, and must differ.
+        fillers = torch.arange(self.largest.top_k, device=slots.device)
+        first.topk_index = fillers.repeat(len(hidden_states), 1)
+        first.topk_p = torch.ones_like(first.topk_index, dtype=torch.float32)
+        first.hidden_states = torch.zeros_like(hidden_states)
+        if isinstance(self.draft_head, DraftHead):
+            self.draft_head.next_ids[slots, 0] = fillers
 
     def _capture_cuda_graphs(self) -> None:
         with self._scoring_only_for_drafts():
@@ -197,12 +240,21 @@ class FastMTPDraftWorker(EagleDraftWorker):
             return
         processor = self.draft_runner.model.logits_processor
         processor._get_logits = lambda hidden_states, *_, **__: hidden_states.new_zeros(
-            len(hidden_states), 1, dtype=torch.float32
+            len(hidden_states), self.largest.top_k, dtype=torch.float32
         )
         try:
             yield
         finally:
             del processor._get_logits
+
+    @contextmanager
+    def _for_any_shape(self) -> Iterator[None]:
+        """Draft the first tokens of a step whose shape is chosen later: as many as any needs."""
+        active, self.topk = self.topk, self.largest.top_k
+        try:
+            yield
+        finally:
+            self.topk = active
 
 
 class FastMTPWorker(EAGLEWorkerV2):
@@ -220,16 +272,26 @@ class FastMTPWorker(EAGLEWorkerV2):
             self.target_worker.model_config.vocab_size, self.target_worker.device
         )
         self._verification.install()
-        self._adaptive: AdaptiveSteps | None = None
+        self._adaptive: AdaptiveShapes | None = None
         self._watch: AcceptanceWatch | None = None
         if get_spec().speculative_adaptive:
-            self._adaptive = AdaptiveSteps(self.speculative_num_steps)
-            self.adaptive_controller = AdaptiveController(self, self._adaptive)
-            # It reports each switch, and a look at another K is two.
+            self._adaptive = AdaptiveShapes(candidate_shapes(self.draft_worker.largest))
+            self.adaptive_controller = ShapeSwitch(self, self._adaptive)
+            # It reports each switch, and a look at another shape is two.
             logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)
         elif get_parallel().tp_rank == 0:
             self._watch = AcceptanceWatch()
         EmittedDrafts(self._learn).install()
+
+    def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        """Verify drafts; what trees drafted tells the policy about other shapes."""
+        requests, slots = [request.rid for request in batch.reqs], batch.req_pool_indices
+        result = super().verify(batch, *args, **kwargs)
+        if self._adaptive is not None and self.topk > 1:
+            record, shape = self.draft_worker.record, self._adaptive.latest
+            decided, lengths = result.next_token_ids, result.accept_lens
+            self._adaptive.drafted(record.take(shape, requests, slots, decided, lengths))
+        return result
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         if self._adaptive is not None:
@@ -246,18 +308,10 @@ class FastMTPWorker(EAGLEWorkerV2):
         if self._watch is not None:
             self._watch.observe(num_correct_drafts_per_req)
 
-    def _learn(self, emitted_drafts: list[int]) -> None:
-        """Choose K by what clients get of the same verification, a little later."""
-        super().on_verify_complete_cpu(emitted_drafts, batch_size=len(emitted_drafts))
-
-
-def _draft_nothing(result: GenerationBatchResult) -> None:
-    """Let the first draft after K = 0 be token 0, which verification rejects."""
-    next_draft_input = result.next_draft_input
-    hidden_states = result.logits_output.hidden_states
-    next_draft_input.topk_p = hidden_states.new_zeros(len(hidden_states), 1, dtype=torch.float32)
-    next_draft_input.topk_index = torch.zeros_like(next_draft_input.topk_p, dtype=torch.int64)
-    next_draft_input.hidden_states = torch.zeros_like(hidden_states)
+    def _learn(self, emitted_drafts: list[tuple[str, int]]) -> None:
+        """Choose shapes by what clients get of the same verification, a little later."""
+        if self._adaptive is not None:
+            self._adaptive.learn(emitted_drafts)
 
 
 def _no_switches(record: logging.LogRecord) -> bool:

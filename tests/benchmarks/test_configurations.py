@@ -16,6 +16,7 @@ from fastmtp_benchmarks.configurations import (
     vocabulary_size,
 )
 from fastmtp_benchmarks.sweep import sweep_configurations
+from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
@@ -119,15 +120,24 @@ def test_endpoints():
 
 def test_a_sweep(model, head, tmp_path):
     files = [str(vocabulary(tmp_path / "v" / f"{name}.safetensors")) for name in ("8k", "16k")]
-    found = sweep_configurations(Model(model, str(head)), [1, 4], ["full", *files], tmp_path)
+    served = Model(model, str(head), flags=("--page-size", "16"))
+    shapes = [TreeShape.of(1), TreeShape.of(4), TreeShape.of(3, 8, 12)]
+    found = sweep_configurations(served, shapes, ["full", *files], tmp_path)
     assert [configuration.name for configuration in found] == [
-        *("baseline", "k1-full", "k1-8k", "k1-16k", "k4-full", "k4-8k", "k4-16k")
+        "baseline",
+        *(f"{shape}-{name}" for shape in ("k1", "k4", "3x8x12") for name in ("full", "8k", "16k")),
     ]
-    assert "--speculative-num-steps 4 --speculative-token-map" in found[-1].served
+    chain, tree = found[6].served, found[9].served
+    assert "--speculative-num-steps 4 --speculative-token-map" in chain
+    assert "topk" not in chain
+    assert tree.endswith(
+        "--speculative-num-steps 3 --speculative-token-map "
+        f"{files[1]} --page-size 16 --speculative-eagle-topk 8 --speculative-num-draft-tokens 12"
+    )
     with pytest.raises(FastMTPError, match="two are called 8k"):
-        sweep_configurations(Model(model, str(head)), [1], [files[0]] * 2, tmp_path)
+        sweep_configurations(served, shapes, [files[0]] * 2, tmp_path)
     with pytest.raises(FastMTPError, match="--vocabulary nowhere is not a file"):
-        sweep_configurations(Model(model, str(head)), [1], ["nowhere"], tmp_path)
+        sweep_configurations(served, shapes, ["nowhere"], tmp_path)
 
 
 def test_the_size_of_a_vocabulary_is_its_largest_list(tmp_path):

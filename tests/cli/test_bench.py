@@ -292,6 +292,27 @@ def test_sweep(run, started, two, prompts, tmp_path):
     assert [command[-1] for command in started.commands[2::2]] == ["1", "3"]
 
 
+def test_sweep_over_trees(run, started, two, prompts, tmp_path):
+    started.servers = [two[0], two[1], two[1]]
+    out = tmp_path / "out"
+    given = ["--task", f"qa={prompts}", "--limit", 5, "--output", out]
+    run("sweep", "--shapes", "2x1,3x8x16", *given)
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    assert [row["configuration"] for row in rows] == ["baseline", "k2-full", "3x8x16-full"]
+    assert "--speculative-eagle-topk" not in started.commands[2]
+    assert started.commands[4][-4:] == [
+        *("--speculative-eagle-topk", "8", "--speculative-num-draft-tokens", "16")
+    ]
+
+
+def test_shapes_beside_values_of_k():
+    asked = planning.drafted_shapes("3,1", "3x1,3x8")
+    assert [str(shape) for shape in asked] == ["3x1x4", "1x1x2", "3x8x16"]
+    assert [str(shape) for shape in planning.drafted_shapes(None, None)] == [
+        *("1x1x2", "2x1x3", "3x1x4")
+    ]
+
+
 def test_a_throughput_shape(run, two, prompts, tmp_path):
     out = tmp_path / "out"
     run(
@@ -379,6 +400,11 @@ def test_compare(run, two, prompts, tmp_path):
             "--shape with --endpoint: needs --tokenizer",
         ),
         (["sweep", "--num-steps", "1,0"], "--num-steps 1,0: give numbers above 0"),
+        (
+            ["sweep", "--shapes", "3x1,3x8x2"],
+            "--shapes 3x1,3x8x2: --speculative-num-draft-tokens 2",
+        ),
+        (["sweep", "--shapes", "3"], "--shapes 3: '3' is no shape"),
         (["compare", "nowhere", "nowhere"], "nowhere: holds no finished measurement"),
     ],
 )

@@ -165,21 +165,18 @@ def test_a_tree_that_cannot_be_is_refused(shape, message):
         limits.refuse(given)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("speculative_use_rejection_sampling", True), ("speculative_adaptive", True)],
-)
-def test_what_trees_do_not_go_with(field, value):
-    limits.refuse(arguments(**{field: value}))
-    with pytest.raises(FastMTPError, match="does not work with --speculative-"):
-        limits.refuse(arguments(speculative_eagle_topk=4, **{field: value}))
+def test_what_trees_do_not_go_with():
+    limits.refuse(arguments(speculative_use_rejection_sampling=True))
+    limits.refuse(arguments(speculative_eagle_topk=4, speculative_adaptive=True))
+    with pytest.raises(FastMTPError, match="does not work with --speculative-use-rejection-"):
+        limits.refuse(arguments(speculative_eagle_topk=4, speculative_use_rejection_sampling=True))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("tp_size", 2), ("dp_size", 2), ("enable_two_batch_overlap", True), ("enable_pdmux", True)],
 )
-def test_adaptive_k_refuses_what_it_cannot_follow(field, value):
+def test_adaptive_shapes_refuse_what_it_cannot_follow(field, value):
     limits.refuse(arguments(**{field: value}))
     limits.refuse(arguments(speculative_adaptive=True))
     flag = "--" + field.replace("_", "-")

@@ -7,7 +7,7 @@ import pytest
 
 from fastmtp_kernels.draft_logits import MAX_TOP_K
 from fastmtp_sglang.contract import tree_shape
-from fastmtp_sglang.contract.tree_shape import TreeShape
+from fastmtp_sglang.contract.tree_shape import TreeShape, parse_shapes
 from fastmtp_sglang.errors import FastMTPError
 
 
@@ -34,6 +34,25 @@ def test_shapes(text, shape, drafts):
 def test_what_is_no_shape(text):
     with pytest.raises(FastMTPError, match="is no shape"):
         TreeShape.parse(text)
+
+
+def test_shapes_between_commas():
+    shapes = parse_shapes("--shapes", "3x1, 3x8x16,3x8,3x4x12")
+    assert [str(shape) for shape in shapes] == ["3x1x4", "3x8x16", "3x4x12"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3x1,", "--shapes 3x1,: '' is no shape: write K x top-k x rows"),
+        ("3x1,3x8x99", "--shapes 3x1,3x8x99: --speculative-num-draft-tokens 99 is too large"),
+        ("0x1", "--shapes 0x1: --speculative-num-steps 0 must be at least 1"),
+        ("3x9", "--shapes 3x9: --speculative-eagle-topk 9 must be 1 .* to 8"),
+    ],
+)
+def test_one_that_is_no_shape_is_named_with_its_flag(text, message):
+    with pytest.raises(FastMTPError, match=message):
+        parse_shapes("--shapes", text)
 
 
 def test_the_kernel_finds_as_many_tokens_as_a_tree_may_have_branches():

@@ -31,8 +31,8 @@ FLAGS = {
     "chunked_prefill_size": 16,
     "log_level": "warning",
 }
-# The K of the run "varying".
-_STEPS = [0, 0, 0, 0, 0, 2, 2, 2]
+# What the run "varying" drafts.
+_CHAINS = [*["plain"] * 5, *["2x1"] * 3]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
                 "max_new_tokens": MAX_NEW_TOKENS,
                 "answers": str(root / f"{name}.json"),
                 "records": str(root / f"{name}.pickles"),
-                "steps": _STEPS if "speculative_adaptive" in flags else [],
+                "shapes": _CHAINS if "speculative_adaptive" in flags else [],
             }
         )
     run_script(root, plan)

@@ -6,7 +6,8 @@ PLAN is a list of runs, each one engine after the other:
 
     {"flags": keyword arguments of Engine, "batches": lists of {rid: prompt ids} sent together,
      "max_new_tokens": int, "answers": path, "records": path or null,
-     "steps": with speculative_adaptive, the K of one decoding step after the other, repeated}
+     "shapes": with speculative_adaptive, what one decoding step after the other drafts, as
+         K x top-k x rows, or "plain"; repeated}
 
 `answers` becomes a JSON object {rid: output ids}. `records` becomes a stream of pickled
 dictionaries, written by the scheduler process; their keys are at `_recorded_forward` and
@@ -23,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = "FASTMTP_DRAFT_RECORDS"
-STEPS = "FASTMTP_DRAFT_STEPS"
+SHAPES = "FASTMTP_DRAFT_SHAPES"
 
 
 def scheduler_process(*args: Any, **kwargs: Any) -> None:
     """SGLang's scheduler process, in which every call of the draft model is recorded."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    from fastmtp_sglang.serving.adaptive.adaptive_steps import AdaptiveSteps
+    from fastmtp_sglang.contract.tree_shape import PLAIN, TreeShape
+    from fastmtp_sglang.serving.adaptive.adaptive_shapes import AdaptiveShapes
     from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
     from fastmtp_sglang.serving.drafting.native_head import MiMoMTP
     from fastmtp_sglang.serving.worker import FastMTPDraftWorker
@@ -39,9 +41,9 @@ def scheduler_process(*args: Any, **kwargs: Any) -> None:
     for model in (FastMTPHead, MiMoMTP):
         model.forward = _recorded_forward(model.forward, stream)
     FastMTPDraftWorker.draft = _recorded_draft(FastMTPDraftWorker.draft, stream)
-    if steps := json.loads(os.environ[STEPS]):
-        schedule = itertools.cycle(steps)
-        AdaptiveSteps.get_steps_for_batch = lambda policy, batch_size: next(schedule)
+    if shapes := json.loads(os.environ[SHAPES]):
+        schedule = itertools.cycle(PLAIN if s == "plain" else TreeShape.parse(s) for s in shapes)
+        AdaptiveShapes._choose = lambda policy, load, batch_size: next(schedule)
     run_scheduler_process(*args, **kwargs)
 
 
@@ -100,7 +102,7 @@ def main(plan: Path) -> None:
 
     for run in json.loads(plan.read_text()):
         os.environ[RECORDS] = run["records"] or ""
-        os.environ[STEPS] = json.dumps(run["steps"])
+        os.environ[SHAPES] = json.dumps(run["shapes"])
         engine = (RecordedEngine if run["records"] else Engine)(**run["flags"])
         answers = {}
         try:

@@ -55,7 +55,7 @@ def answers(targets, tmp_path_factory) -> dict[str, dict[str, list[int]]]:
             "max_new_tokens": TOKENS,
             "answers": str(root / f"{family}.json"),
             "records": None,
-            "steps": [],
+            "shapes": [],
         }
         for family, path in targets.items()
     ]

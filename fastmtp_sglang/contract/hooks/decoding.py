@@ -1,4 +1,4 @@
-"""What drafting, verification and the choice of K use of SGLang."""
+"""What drafting, verification and the choice of a shape use of SGLang."""
 
 from fastmtp_sglang.contract.hooks.hook import Hook
 
@@ -69,19 +69,30 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", f"{_POOL}:KVWriteLoc"),
     Hook("call", f"{_POOL}:MHATokenToKVPool.set_kv_buffer", "layer loc_info cache_k cache_v"),
     Hook("call", "sglang.srt.layers.layer_boundary.residual.batch:clear", "forward_batch"),
-    # The choice of K.
-    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.__init__", "worker policy"),
-    Hook("call", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.activate_step_by_batch"),
-    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._capture_cuda_graphs", ""),
+    # The choice of a shape.
     *(
-        Hook("override", f"{_SPEC}.adaptive_spec_params:AdaptiveSpeculativeParams.{name}", names)
-        for name, names in {
-            "set_cuda_graph_bs": "cuda_graph_bs",
-            "cuda_graph_bs_for_step": "step",
-            "get_steps_for_batch": "batch_size",
-            "on_verify_complete": "num_correct_drafts_per_req batch_size",
+        Hook("override", f"{_SPEC}.adaptive_runtime_state:AdaptiveController.{name}", parameters)
+        for name, parameters in {
+            "register": "state",
+            "init_states": "cuda_graph_bs",
+            "activate_step_by_batch": "batch_size",
         }.items()
     ),
+    Hook(
+        "call",
+        f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.build_adaptive_runtime_state",
+        "speculative_num_steps speculative_num_draft_tokens cuda_graph_bs",
+    ),
+    Hook("call", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.apply_runtime_state", "state"),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.verify", "batch"),
+    Hook("call", f"{_SPEC}.base_spec_worker:EagleDraftWorkerBase._rebuild_topk1_chain_buffers", ""),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_utils:organize_draft_results",
+        "score_list token_list parents_list num_draft_token",
+    ),
+    Hook("override", f"{_SIZING}:get_alloc_len_per_decode", ""),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._capture_cuda_graphs", ""),
     # Verification.
     Hook(
         "override",

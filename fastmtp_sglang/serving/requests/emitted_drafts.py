@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 class EmittedDrafts:
     """Counts the drafts of each decoding step once the ends of its answers are known."""
 
-    def __init__(self, on_step: Callable[[list[int]], None]) -> None:
+    def __init__(self, on_step: Callable[[list[tuple[str, int]]], None]) -> None:
         """Start with no step.
 
         Args:
-            on_step: called after each decoding step with the counted drafts of its requests,
-                without those that had ended before.
+            on_step: called after each decoding step with its requests, without those that had ended
+                before, and the counted drafts of each.
         """
         self._on_step = on_step
-        self._of_step: list[int] = []
+        self._of_step: list[tuple[str, int]] = []
 
     def install(self) -> None:
         """Take SGLang's place; for good, since its process serves nothing but our worker."""
@@ -63,7 +63,7 @@ class EmittedDrafts:
             counted = max(end - before - 1, 0)
             request.spec_num_correct_drafts += counted - accepted
             histogram(request, counted)
-            self._of_step.append(counted)
+            self._of_step.append((request.rid, counted))
 
         return update_finish_state
 
@@ -77,7 +77,7 @@ class EmittedDrafts:
             num_generated_tokens: int = 0,
         ) -> None:
             counted, self._of_step = self._of_step, []
-            emitted = len(counted) + sum(counted)
+            emitted = len(counted) + sum(count for _, count in counted)
             ended = len(running_batch.reqs) - len(counted)
             # SGLang divides by the verifications, of which a log interval may have no others.
             if reporter.spec_num_forward_ct > ended:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastmtp_sglang.serving.host_copy import HostCopy
 from fastmtp_sglang.serving.routing.router import Count, Router
 
 if TYPE_CHECKING:
@@ -43,16 +44,16 @@ class RoutingLog:
         self._interval = interval
         self._steps = 0
         self._written = torch.zeros_like(router.counts(), device="cpu")
-        self._pending: tuple[Tensor, Any] | None = None
+        self._pending: HostCopy | None = None
         self._metrics = _metrics() if with_metrics else {}
 
     def step(self) -> None:
         """Note one decode step."""
         self._steps += 1
         if self._steps % self._interval == 0 and self._pending is None:
-            self._pending = _copy(self._router.counts())
-        if self._pending is not None and (self._pending[1] is None or self._pending[1].query()):
-            counts, self._pending = self._pending[0], None
+            self._pending = HostCopy.start(self._router.counts())
+        if self._pending is not None and self._pending.arrived():
+            counts, self._pending = self._pending.tensor, None
             self._write(counts - self._written)
             self._written = counts
 
@@ -71,17 +72,6 @@ class RoutingLog:
             f"{self._router.names[index]} accepted {share} drafts, misses {misses}, "
             f"re-routed here {rerouted}, fallbacks {fallbacks}"
         )
-
-
-def _copy(counts: Tensor) -> tuple[Tensor, Any]:
-    """Start a copy to the host; also return what tells that it has arrived (None: it has)."""
-    if counts.device.type == "cpu":
-        return counts, None
-    host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-    host.copy_(counts, non_blocking=True)
-    event = torch.get_device_module(counts.device).Event()
-    event.record()
-    return host, event
 
 
 def _metrics() -> dict[Count, Any]:

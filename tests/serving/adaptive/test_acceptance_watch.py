@@ -34,17 +34,17 @@ def test_it_warns_again_only_after_better_times(caplog):
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_the_worker_watches_unless_k_is_chosen(caplog, adaptive):
-    class Controller:
-        def on_verify_complete(self, num_correct_drafts, batch_size):
-            seen.append(batch_size)
+def test_the_worker_watches_unless_shapes_are_chosen(caplog, adaptive):
+    class Policy:
+        def learn(self, emitted):
+            seen.extend(emitted)
 
-    seen: list[int] = []
+    seen: list[tuple[str, int]] = []
     worker = object.__new__(FastMTPWorker)
     worker._watch = None if adaptive else AcceptanceWatch()
-    worker.adaptive_controller = Controller() if adaptive else None
+    worker._adaptive = Policy() if adaptive else None
     for _ in range(1000):
         worker.on_verify_complete_cpu([0], batch_size=1)
-        worker._learn([0])
+        worker._learn([("a", 0)])
     assert len(caplog.records) == (0 if adaptive else 1)
-    assert len(seen) == (1000 if adaptive else 0)
+    assert seen == ([("a", 0)] * 1000 if adaptive else [])

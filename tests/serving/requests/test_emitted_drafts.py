@@ -42,7 +42,7 @@ def steps(monkeypatch) -> list[list[int]]:
     )
     seen: list[list[int]] = []
     stops.install()
-    EmittedDrafts(seen.append).install()
+    EmittedDrafts(lambda of_step: seen.append([count for _, count in of_step])).install()
     return seen
 
 
