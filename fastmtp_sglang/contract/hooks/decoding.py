@@ -1,4 +1,4 @@
-"""What drafting, verification and the choice of K use of SGLang."""
+"""What drafting, verification and the choice of a shape use of SGLang."""
 
 from fastmtp_sglang.contract.hooks.hook import Hook
 
