@@ -245,7 +245,9 @@ def test_sglangs_sampler_obeys_seeds_and_leaves_the_others(monkeypatch):
     seeds.install()
     installed = Sampler._sample_from_probs
     seeds.install()
-    assert Sampler._sample_from_probs is installed is not stock
+    assert Sampler._sample_from_probs is installed
+    # Another test of this process may have been the first to install it.
+    assert installed is not stock or stock.__module__ == seeds.__name__
     execution = SimpleNamespace(kernel=SimpleNamespace(sampling_backend="pytorch"))
     monkeypatch.setattr(sampler, "get_exec", lambda: execution)
     info = batch_of(FREE, FILTERED, SEEDED)
