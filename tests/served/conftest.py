@@ -13,6 +13,7 @@ from pathlib import Path
 import chains
 import pytest
 import tiny_models as models
+from engine_runs import EngineRun, run_all
 from fake_endpoint import read_lines
 from warm_python import WarmPython
 
@@ -39,8 +40,12 @@ _ENV = {
         for kind in ("", "routed-")
     },
 }
-# The older way in, which SGLang warns of; `sglang serve` starts the others (`test_entry_points`).
-_LAUNCH_SERVER = "chains-routed"
+# In interpreters of their own, by either command of SGLang's (`test_entry_points`); others are
+# forked.
+_COMMANDS = {
+    "mimo-native": launch_prefix(),
+    "chains-routed": [sys.executable, "-m", "sglang.launch_server"],
+}
 # Each takes 2 to 3 GB, and the suite's other process runs as many beside them.
 _MAX_RUNNING = 3
 
@@ -256,6 +261,11 @@ def warm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def engine_runs(tmp_path_factory, warm) -> dict[str, EngineRun]:
+    return run_all(tmp_path_factory.mktemp("runs") / "engines", warm)
+
+
+@pytest.fixture(scope="session")
 def servers(checkpoints, warm, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     running: dict[str, ServerProcess] = {}  # the least recently used first
@@ -285,11 +295,8 @@ def servers(checkpoints, warm, tmp_path_factory):
                 },
                 log_path=logs / f"{kind}.log",
             )
-            count = len(launch_prefix())
-            if kind == _LAUNCH_SERVER:
-                server.command[:count] = [sys.executable, "-m", "sglang.launch_server"]
-            else:
-                server.command[:count] = warm.launch_prefix()
+            command = _COMMANDS.get(kind) or warm.launch_prefix()
+            server.command[: len(launch_prefix())] = command
             try:
                 server.start()
             except FastMTPError as error:

@@ -1,23 +1,24 @@
 """Tiny models served by `sglang.Engine` with every call of the draft model on record.
 
-`run_all` starts one script that runs four engines, one after the other: FASTMTP with a head for
-Llama ("llama"), for Qwen3 ("qwen3") and as MiMo's native layer ("mimo"), each with another K and
-scheduling; "varying" is "llama" with K changed under it, as the server might. What the targets say
-by themselves is known from transformers (`test_hidden_states`). Norm weights are not 1.
+`run_all` starts a script for four engines, one after the other: FASTMTP with a head for Llama
+("llama", in an interpreter of its own), for Qwen3 ("qwen3") and as MiMo's native layer ("mimo"),
+each with another K and scheduling; "varying" is "llama" with K changed under it, as the server
+might. What the targets say by themselves is known from transformers (`test_hidden_states`). Norm
+weights are not 1.
 """
 
 import json
-import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tiny_models as models
 import torch
+from warm_python import WarmPython
 
 from fastmtp_sglang.head.module import FastMTPHead
 
@@ -80,12 +81,8 @@ def head(target: Path, directory: Path) -> Path:
     return directory
 
 
-@cache
-def run_all(root: Path) -> dict[str, EngineRun]:
-    """Build the models in the new directory `root`, serve them, and return the runs by name.
-
-    Cached: a test session runs them once.
-    """
+def run_all(root: Path, warm: WarmPython) -> dict[str, EngineRun]:
+    """Build the models in the new directory `root`, serve them, and return the runs by name."""
     root.mkdir()
     targets, heads = {}, {}
     for family in ("llama", "qwen3", "qwen2"):
@@ -101,48 +98,61 @@ def run_all(root: Path) -> dict[str, EngineRun]:
         "mimo": (mimo, "qwen2", 2, {"page_size": 8}),
         "varying": (targets["llama"], "llama", 2, {"speculative_adaptive": True}),
     }
-    plan = []
+    asked = batches()
+    found = {}
     for name, (model, family, num_steps, flags) in served.items():
         speculation = {"speculative_algorithm": "fastmtp", "speculative_num_steps": num_steps}
         if name != "mimo":
             speculation["speculative_draft_model_path"] = str(heads[family])
-        plan.append(
-            {
-                "flags": {"model_path": str(model), **FLAGS, **flags, **speculation},
-                "batches": batches(),
-                "max_new_tokens": MAX_NEW_TOKENS,
-                "answers": str(root / f"{name}.json"),
-                "records": str(root / f"{name}.pickles"),
-                "shapes": _CHAINS if "speculative_adaptive" in flags else [],
-            }
+        records = root / f"{name}.pickles"
+        answers = run_script(
+            root / name,
+            flags={"model_path": str(model), **FLAGS, **flags, **speculation},
+            batches=asked,
+            records=records,
+            shapes=_CHAINS if "speculative_adaptive" in flags else (),
+            warm=None if name == "llama" else warm,
         )
-    run_script(root, plan)
-    prompts = {rid: ids for batch in batches() for rid, ids in batch.items()}
-    return {
-        name: EngineRun(
-            targets[family],
-            heads[family],
-            num_steps,
-            prompts,
-            json.loads((root / f"{name}.json").read_text()),
-            _read(root / f"{name}.pickles"),
+        prompts = {rid: ids for batch in asked for rid, ids in batch.items()}
+        found[name] = EngineRun(
+            targets[family], heads[family], num_steps, prompts, answers, _read(records)
         )
-        for name, (_, family, num_steps, _) in served.items()
+    return found
+
+
+def run_script(
+    files: Path,
+    *,
+    flags: dict[str, Any],
+    batches: list[dict[str, list[int]]],
+    records: Path | None = None,
+    shapes: Sequence[str] = (),
+    warm: WarmPython | None,
+) -> dict[str, list[int]]:
+    """Run `record_drafts.py`, forked from `warm` or by itself, and return the answers by request.
+
+    `files` is the path without suffix of what goes in and comes out.
+    """
+    plan, answers, log = (files.with_suffix(f".{kind}") for kind in ("run.json", "json", "log"))
+    run = {
+        "flags": flags,
+        "batches": batches,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "answers": str(answers),
+        "records": records and str(records),
+        "shapes": shapes,
     }
-
-
-def run_script(root: Path, plan: list[dict[str, Any]]) -> None:
-    (root / "plan.json").write_text(json.dumps(plan))
-    log = root / "engines.log"
+    plan.write_text(json.dumps(run))
+    command = [str(_SCRIPT), str(plan)]
     with log.open("wb") as output:
         result = subprocess.run(
-            [sys.executable, str(_SCRIPT), str(root / "plan.json")],
+            warm.command(*command) if warm else [sys.executable, *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=1800,  # a busy machine starts an engine in minutes
+            timeout=900,  # a busy machine starts an engine in minutes
         )
     assert result.returncode == 0, log.read_text()[-3000:]
+    return json.loads(answers.read_text())
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Serve requests with `sglang.Engine` in this process, and write down what the draft model does.
 
-    python record_drafts.py PLAN.json
+    python record_drafts.py RUN.json
 
-PLAN is a list of runs, each one engine after the other:
+RUN is an object:
 
     {"flags": keyword arguments of Engine, "batches": lists of {rid: prompt ids} sent together,
      "max_new_tokens": int, "answers": path, "records": path or null,
@@ -100,26 +100,26 @@ def main(plan: Path) -> None:
     class RecordedEngine(Engine):
         run_scheduler_process_func = staticmethod(scheduler_process)
 
-    for run in json.loads(plan.read_text()):
-        os.environ[RECORDS] = run["records"] or ""
-        os.environ[SHAPES] = json.dumps(run["shapes"])
-        engine = (RecordedEngine if run["records"] else Engine)(**run["flags"])
-        answers = {}
-        try:
-            for batch in run["batches"]:
-                outputs = engine.generate(
-                    input_ids=list(batch.values()),
-                    rid=list(batch),
-                    sampling_params={
-                        "temperature": 0,
-                        "max_new_tokens": run["max_new_tokens"],
-                        "ignore_eos": True,
-                    },
-                )
-                answers |= {rid: o["output_ids"] for rid, o in zip(batch, outputs, strict=True)}
-        finally:
-            engine.shutdown()
-        Path(run["answers"]).write_text(json.dumps(answers))
+    run = json.loads(plan.read_text())
+    os.environ[RECORDS] = run["records"] or ""
+    os.environ[SHAPES] = json.dumps(run["shapes"])
+    engine = (RecordedEngine if run["records"] else Engine)(**run["flags"])
+    answers = {}
+    try:
+        for batch in run["batches"]:
+            outputs = engine.generate(
+                input_ids=list(batch.values()),
+                rid=list(batch),
+                sampling_params={
+                    "temperature": 0,
+                    "max_new_tokens": run["max_new_tokens"],
+                    "ignore_eos": True,
+                },
+            )
+            answers |= {rid: o["output_ids"] for rid, o in zip(batch, outputs, strict=True)}
+    finally:
+        engine.shutdown()
+    Path(run["answers"]).write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":

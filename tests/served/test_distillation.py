@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.distill.store import read_manifest
+from fastmtp_sglang.servers import server_process
 
 
-def test_own_server(tmp_path, read_lines):
+def test_own_server(warm, monkeypatch, tmp_path, read_lines):
+    monkeypatch.setattr(server_process, "launch_prefix", warm.launch_prefix)
     model = models.target(tmp_path / "tiny")
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -1,7 +1,7 @@
 """Each way into SGLang serves FASTMTP, with the answers of the target alone.
 
-`sglang serve` is what every other test of this folder starts but for one kind of server; that one
-and `sglang.Engine` in a script are here.
+Here interpreters of their own start: two servers, by `sglang serve` and the older way in, which
+SGLang warns of, and `sglang.Engine` in a script. Most other servers are forked (`warm_python`).
 
 Alone: pytest tests/served/test_entry_points.py (starts four engines and a server)
 """
@@ -10,12 +10,7 @@ import chains
 import psutil
 import pytest
 from client import generate
-from engine_runs import MAX_NEW_TOKENS, EngineRun, run_all
-
-
-@pytest.fixture(scope="module")
-def engine_runs(tmp_path_factory) -> dict[str, EngineRun]:
-    return run_all(tmp_path_factory.getbasetemp() / "engines")
+from engine_runs import MAX_NEW_TOKENS
 
 
 def test_engine(engine_runs):
@@ -30,11 +25,17 @@ def test_engine(engine_runs):
     assert sum(verifications.values()) < 0.8 * len(verifications) * (MAX_NEW_TOKENS - 1)
 
 
-def test_launch_server(servers):
-    url = servers("chains-routed")
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [("mimo-native", "sglang serve"), ("chains-routed", "-m sglang.launch_server")],
+)
+def test_server(servers, kind, command):
+    url = servers(kind)
     port = f"--port {url.rpartition(':')[2]}"
-    commands = [" ".join(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
-    assert any("-m sglang.launch_server" in command and port in command for command in commands)
+    running = [" ".join(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
+    (line,) = (line for line in running if port in line)
+    assert command in line
     answer = generate(url, chains.prompt("en"), max_new_tokens=24, ignore_eos=True)
-    assert list(answer.ids) == list(chains.CYCLES["en"][24:48])
-    assert 0 < answer.meta["spec_verify_ct"] < 12
+    assert 0 < answer.meta["spec_verify_ct"] < 20
+    if kind == "chains-routed":  # Of the other one's answers, test_equality.py.
+        assert list(answer.ids) == list(chains.CYCLES["en"][24:48])

@@ -1,11 +1,10 @@
 """Families of models on the CPU platform: SGLang's greedy tokens are those of transformers.
 
-One process serves them one after the other: each one's layers are the native operators, recorded
-and swept, in float32. MiMo has no class in transformers; without its MTP layer it is a Qwen2.
+Each one's layers are the native operators, recorded and swept, in float32. MiMo has no class in
+transformers; without its MTP layer it is a Qwen2.
 Alone: pytest tests/served/test_families.py
 """
 
-import json
 from pathlib import Path
 
 import engine_runs
@@ -17,7 +16,6 @@ from transformers import AutoModelForCausalLM
 # Five engines, one after the other.
 pytestmark = pytest.mark.slow
 
-TOKENS = 24
 FAMILIES = {
     "llama": {},
     "qwen2": {},
@@ -45,28 +43,24 @@ def targets(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def answers(targets, tmp_path_factory) -> dict[str, dict[str, list[int]]]:
+def answers(targets, warm, tmp_path_factory) -> dict[str, dict[str, list[int]]]:
     """What the engines answered, by family and prompt."""
     root = tmp_path_factory.mktemp("answers")
-    plan = [
-        {
-            "flags": {"model_path": str(path), **engine_runs.FLAGS},
-            "batches": [prompts()],
-            "max_new_tokens": TOKENS,
-            "answers": str(root / f"{family}.json"),
-            "records": None,
-            "shapes": [],
-        }
+    return {
+        family: engine_runs.run_script(
+            root / family,
+            flags={"model_path": str(path), **engine_runs.FLAGS},
+            batches=[prompts()],
+            warm=warm,
+        )
         for family, path in targets.items()
-    ]
-    engine_runs.run_script(root, plan)
-    return {family: json.loads((root / f"{family}.json").read_text()) for family in targets}
+    }
 
 
 @torch.no_grad()
 def greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
     ids = list(prompt)
-    for _ in range(TOKENS):
+    for _ in range(engine_runs.MAX_NEW_TOKENS):
         ids.append(int(model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 

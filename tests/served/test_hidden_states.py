@@ -12,7 +12,7 @@ from functools import cached_property
 
 import pytest
 import torch
-from engine_runs import MAX_NEW_TOKENS, EngineRun, batches, run_all
+from engine_runs import MAX_NEW_TOKENS, EngineRun, batches
 from transformers import AutoModelForCausalLM
 
 from fastmtp_sglang.head.module import FastMTPHead
@@ -50,11 +50,6 @@ class Reference:
             self.target.lm_head,
             num_steps,
         )
-
-
-@pytest.fixture(scope="module")
-def engine_runs(tmp_path_factory) -> dict[str, EngineRun]:
-    return run_all(tmp_path_factory.getbasetemp() / "engines")
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3", "mimo"])

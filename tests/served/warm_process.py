@@ -174,9 +174,6 @@ def become(arguments: list[str], environment: Environment, folder: str, fds: lis
     is_module = arguments[0] == "-m"
     sys.argv = arguments[1:] if is_module else arguments
     sys.path.insert(0, folder if is_module else str(Path(arguments[0]).parent))
-    import setproctitle
-
-    setproctitle.setproctitle(" ".join([sys.executable, *arguments]))
     if is_module:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:

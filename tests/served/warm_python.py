@@ -5,8 +5,9 @@ more of it proves nothing. A forked server is what a started one is after its im
 script runs as __main__ with its own arguments, environment, working directory and session; plugins
 are found and loaded by it and by each process that it starts, which multiprocessing hands the same
 pickled arguments as ever; children are its children, and signals and exit statuses go both ways.
-What such a server cannot show is how SGLang and our entry points are imported. That is shown by
-test_entry_points.py, whose server is an interpreter of its own, test_whitelist.py and `make demo`.
+What such a server cannot show is how SGLang and our entry points are imported: servers that are
+started as users do show that (test_entry_points.py, and all tests that ask those two), and the
+refusals of test_whitelist.py.
 """
 
 import os
