@@ -49,6 +49,10 @@ WORKS = (
     ("a warm prefix cache drafts as a cold one", "tests/served/test_scheduling.py"),
     ("draft vocabularies, a list for each row of a batch", "tests/served/test_routing.py"),
     ("K chosen while serving (--speculative-adaptive)", "tests/served/test_adaptive.py"),
+    (
+        "chains, trees and plain decoding by turns (--speculative-adaptive with trees)",
+        "tests/served/test_hidden_states.py",
+    ),
     ("a real model, its trained head and draft vocabulary", "tests/served/test_real_model.py"),
     (
         "a head that drafts nothing useful is named in the log",

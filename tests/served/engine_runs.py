@@ -1,9 +1,10 @@
 """Tiny models served by `sglang.Engine` with every call of the draft model on record.
 
-`run_all` starts one script that runs four engines, one after the other: FASTMTP with a head for
+`run_all` starts one script that runs five engines, one after the other: FASTMTP with a head for
 Llama ("llama"), for Qwen3 ("qwen3") and as MiMo's native layer ("mimo"), each with another K and
-scheduling; "varying" is "llama" with K changed under it, as the server might. What the targets say
-by themselves is known from transformers (`test_hidden_states`). Norm weights are not 1.
+scheduling; "varying" and "shapes" are "llama" with K, and with the shape of a tree, changed under
+it, as the server might. What the targets say by themselves is known from transformers
+(`test_hidden_states`). Norm weights are not 1.
 """
 
 import json
@@ -31,8 +32,17 @@ FLAGS = {
     "chunked_prefill_size": 16,
     "log_level": "warning",
 }
-# What the run "varying" drafts.
-_CHAINS = [*["plain"] * 5, *["2x1"] * 3]
+# What the runs draft whose shapes change, step by step.
+SCHEDULES = {
+    "varying": [*["plain"] * 5, *["2x1"] * 3],
+    "shapes": [
+        *("3x4x12", "2x4x6", "3x1", "plain", "2x4x12", "3x4x12", "1x1", "plain", "plain"),
+        *("2x4x3", "2x4x12", "2x1", "plain", "1x4x5", "2x4x3", "1x4x5"),
+    ],
+}
+
+
+_TREE = {"speculative_eagle_topk": 4, "speculative_num_draft_tokens": 12}
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,13 @@ class EngineRun:
 
 
 def batches() -> list[dict[str, list[int]]]:
-    """Prompts of 1 to 40 tokens sent together, then two that share a prefix with the longest."""
+    """Prompts of 1 to 40 tokens together, two that share a prefix with the longest, and one."""
     generator = torch.Generator().manual_seed(models.SEED)
     tokens = torch.randint(3, 49152, (100,), generator=generator).tolist()
     long = tokens[:40]
     first = {"1 token": tokens[40:41], "2 tokens": tokens[41:43], "9": tokens[43:52], "40": long}
     second = {"30 shared": long[:30] + tokens[52:54], "40 shared": long + tokens[54:57]}
-    return [first, second]
+    return [first, second, {"alone": tokens[57:80]}]
 
 
 def head(target: Path, directory: Path) -> Path:
@@ -100,6 +110,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
         "qwen3": (targets["qwen3"], "qwen3", 4, {"disable_overlap_schedule": True}),
         "mimo": (mimo, "qwen2", 2, {"page_size": 8}),
         "varying": (targets["llama"], "llama", 2, {"speculative_adaptive": True}),
+        "shapes": (targets["llama"], "llama", 3, {"speculative_adaptive": True, **_TREE}),
     }
     plan = []
     for name, (model, family, num_steps, flags) in served.items():
@@ -113,7 +124,7 @@ def run_all(root: Path) -> dict[str, EngineRun]:
                 "max_new_tokens": MAX_NEW_TOKENS,
                 "answers": str(root / f"{name}.json"),
                 "records": str(root / f"{name}.pickles"),
-                "shapes": _CHAINS if "speculative_adaptive" in flags else [],
+                "shapes": SCHEDULES.get(name, []),
             }
         )
     run_script(root, plan)

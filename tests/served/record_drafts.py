@@ -10,8 +10,9 @@ PLAN is a list of runs, each one engine after the other:
          K x top-k x rows, or "plain"; repeated}
 
 `answers` becomes a JSON object {rid: output ids}. `records` becomes a stream of pickled
-dictionaries, written by the scheduler process; their keys are at `_recorded_forward` and
-`_recorded_draft`. A script, because SGLang spawns its processes and they import this module again.
+dictionaries, written by the scheduler process; their keys are at `_recorded_forward`,
+`_recorded_draft` and `_recorded_seen`. A script, because SGLang spawns its processes and they
+import this module again.
 """
 
 import functools
@@ -44,6 +45,7 @@ def scheduler_process(*args: Any, **kwargs: Any) -> None:
     if shapes := json.loads(os.environ[SHAPES]):
         schedule = itertools.cycle(PLAIN if s == "plain" else TreeShape.parse(s) for s in shapes)
         AdaptiveShapes._choose = lambda policy, load, batch_size: next(schedule)
+        AdaptiveShapes._seen = _recorded_seen(AdaptiveShapes._seen, stream)
     run_scheduler_process(*args, **kwargs)
 
 
@@ -85,6 +87,20 @@ def _recorded_draft(draft: Any, stream: Any) -> Any:
         record["ids"] = _copy(verify_input.draft_token.view(len(record["rids"]), -1))
         pickle.dump(record, stream)
         return verify_input
+
+    return recorded
+
+
+def _recorded_seen(seen: Any, stream: Any) -> Any:
+    """Record the shape of a step, what clients got, and what others would have had accepted."""
+
+    @functools.wraps(seen)
+    def recorded(self: Any, step: Any, emitted: Any) -> Any:
+        found = seen(self, step, emitted)
+        record = {"phase": "seen", "shape": str(step.shape), "emitted": [n for _, n in emitted]}
+        record["accepted"] = {str(shape): list(counts.accepted) for shape, counts in found.items()}
+        pickle.dump(record, stream)
+        return found
 
     return recorded
 

@@ -4,7 +4,7 @@ Reference: the target in transformers and `head.module.FastMTPHead`, both in flo
 but each request's final tokens. Compared: whatever SGLang's draft model was given and returned, in
 float32, with chunks, shared prefixes, batches of different lengths and rejected drafts.
 
-Alone: pytest tests/served/test_hidden_states.py (starts four engines)
+Alone: pytest tests/served/test_hidden_states.py (starts five engines)
 """
 
 from collections import Counter
@@ -12,9 +12,10 @@ from functools import cached_property
 
 import pytest
 import torch
-from engine_runs import MAX_NEW_TOKENS, EngineRun, batches, run_all
+from engine_runs import MAX_NEW_TOKENS, SCHEDULES, EngineRun, batches, run_all
 from transformers import AutoModelForCausalLM
 
+from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.head.module import FastMTPHead
 
 # Hidden states are of size 1. Measured: at most 1.2e-6 through target and head in float32.
@@ -209,3 +210,21 @@ def test_keys_of_steps_without_drafts(engine_runs):
                 drafted += 1
     assert begun_with_nothing == set(run.prompts)
     assert drafted > 2 * len(run.prompts)
+
+
+def test_answers_while_shapes_change(engine_runs):
+    """Chains, trees of one top-k and plain decoding by turns, in batches and alone."""
+    run = engine_runs["shapes"]
+    assert run.answers == engine_runs["llama"].answers
+    drafted, seen = Counter(), [record for record in run.records if record["phase"] == "seen"]
+    for record in seen:
+        shape, emitted = record["shape"], record["emitted"]
+        drafted[shape] += sum(emitted)
+        # What the record of a tree says of the tree itself is what happened.
+        assert record["accepted"][shape] == emitted
+        for other, accepted in record["accepted"].items():
+            if TreeShape.parse(other).is_within(TreeShape.parse(shape)):
+                assert all(a <= b for a, b in zip(accepted, emitted, strict=True))
+    wanted = {str(TreeShape.parse(text)) for text in SCHEDULES["shapes"] if text != "plain"}
+    assert set(drafted) == wanted
+    assert all(count > 0 for count in drafted.values()), drafted

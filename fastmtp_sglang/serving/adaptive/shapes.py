@@ -25,7 +25,7 @@ def candidate_shapes(largest: TreeShape) -> tuple[TreeShape, ...]:
     trees = [
         TreeShape(steps, top_k, kept)
         for steps, kept in (
-            *((1, rows // 2), (half, rows // 4), (half, rows // 2)),
+            *((1, min(1 + top_k, rows // 2)), (half, rows // 4), (half, rows // 2)),
             *((half, rows), (deep, rows)),
         )
         # Two rows are the chain of one step.

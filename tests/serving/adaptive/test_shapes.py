@@ -18,6 +18,7 @@ from fastmtp_sglang.serving.adaptive.shapes import candidate_shapes
         ("1x1", ["1x1x2"]),
         ("3x1", ["1x1x2", "2x1x3", "3x1x4"]),
         ("3x8x16", ["1x1x2", "2x1x3", "3x1x4", "1x8x8", "2x8x4", "2x8x8", "2x8x16", "3x8x16"]),
+        ("3x4x12", ["1x1x2", "2x1x3", "3x1x4", "1x4x5", "2x4x3", "2x4x6", "2x4x12", "3x4x12"]),
         ("1x4", ["1x1x2", "1x4x5"]),
     ],
 )
