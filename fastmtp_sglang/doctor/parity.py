@@ -82,8 +82,8 @@ PARITY = (
     ),
     Feature(
         "`--speculative-adaptive`",
-        "a table of batch sizes",
-        "measured, down to no drafts",
+        "chains, by a table of batch sizes",
+        "chains and trees, measured, down to no drafts",
         "served/test_adaptive",
     ),
     Feature("`--tokenizer-worker-num` above 1", YES, YES, "served/test_tokenizer_workers"),
