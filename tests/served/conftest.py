@@ -22,6 +22,9 @@ from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers.server_process import ServerProcess, launch_prefix
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
+# For the warm process and all that is forked from it, whoever asks for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 _COMMON = (
     *("--dtype", "float32", "--max-total-tokens", "30000", "--context-length", "4096"),
     # Idle servers must not eat the two cores that the busy one needs.
@@ -289,7 +292,6 @@ def servers(checkpoints, warm, tmp_path_factory):
                 [*_COMMON, *flags],
                 env={
                     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-                    "HF_HUB_OFFLINE": "1",
                     "SGLANG_TORCH_PROFILER_DIR": str(logs),
                     **_ENV.get(kind, {}),
                 },

@@ -37,6 +37,8 @@ _IMPORTS = (
 _READ_BY_LIBRARIES = ("OMP_", "GOMP_", "KMP_", "MKL_")
 # Module and constant that an import has made of a variable, and that a fork makes anew.
 _CONSTANTS = {"SGLANG_TEST_RETRACT": ("sglang.srt.managers.scheduler", "TEST_RETRACT")}
+# The size of a terminal, which some import sets in the process of the tests.
+_HARMLESS = {"COLUMNS", "LINES"}
 # SGLang starts a scheduler and a detokenizer; others get an interpreter of their own.
 _WAITING = 2
 _PR_SET_PDEATHSIG = 1
@@ -54,7 +56,7 @@ class Imports:
 
     def differing(self, environment: Environment) -> list[str]:
         """Names of variables that have come too late for a process that is forked."""
-        names = self.read - _CONSTANTS.keys()
+        names = self.read - _CONSTANTS.keys() - _HARMLESS
         names |= {n for n in {*self.before, *environment} if n.startswith(_READ_BY_LIBRARIES)}
         return sorted(n for n in names if environment.get(n) != self.before.get(n))
 

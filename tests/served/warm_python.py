@@ -51,7 +51,6 @@ class WarmPython:
         command = [sys.executable, str(_HERE / "warm_process.py"), self._address]
         # Not this one, which each server gets another value of.
         environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-        environment["HF_HUB_OFFLINE"] = "1"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command,
