@@ -111,7 +111,7 @@ def page() -> str:
             "",
             "## Beside SGLang's own EAGLE",
             "",
-            "What is said of EAGLE was read in the sources of SGLang 0.5.23.",
+            "What is said of EAGLE is our reading of SGLang 0.5.23; it was not run beside ours.",
             "",
             *_table(
                 ("feature", "SGLang's EAGLE", "FASTMTP", "shown by"),
