@@ -217,8 +217,13 @@ def test_answers_while_shapes_change(engine_runs):
         drafted[shape] += sum(emitted)
         # What the record of a tree says of the tree itself is what happened.
         assert record["accepted"][shape] == emitted
-        for other, accepted in record["accepted"].items():
-            if TreeShape.parse(other).is_within(TreeShape.parse(shape)):
+        own = TreeShape.parse(shape)
+        for name, accepted in record["accepted"].items():
+            other = TreeShape.parse(name)
+            # With fewer steps the same rows reach wider, and may hold what this tree did not.
+            if (other.num_steps, other.top_k) == (own.num_steps, own.top_k) and other.is_within(
+                own
+            ):
                 assert all(a <= b for a, b in zip(accepted, emitted, strict=True))
     wanted = {str(TreeShape.parse(text)) for text in SCHEDULES["shapes"] if text != "plain"}
     assert set(drafted) == wanted
