@@ -132,4 +132,9 @@ HOOKS: tuple[Hook, ...] = (
     Hook("read", "sglang.srt.entrypoints.http_server:app"),
     Hook("call", "sglang.srt.plugins:load_plugins", ""),
     Hook("read", "sglang.srt.environ:Envs.SGLANG_HTTP_SERVER_APP_PATH"),
+    Hook(
+        "call",
+        "sglang.srt.sampling.custom_logit_processor:CustomLogitProcessor.from_str",
+        "json_str",
+    ),
 )

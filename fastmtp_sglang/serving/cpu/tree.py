@@ -58,7 +58,7 @@ def build_tree(
     trees.link(
         _array(parent_list),
         _array(top_scores_index),
-        _array(seq_lens.long()),
+        _array(seq_lens),
         tree_mask.view(bs, n, n).numpy(),
         positions.view(bs, n).numpy(),
         retrieve_index.numpy(),
@@ -172,7 +172,8 @@ def sample_tree_target_only(
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return x.contiguous().numpy()
+    # Some of SGLang's are of 32 bits, such as the lone rows of steps without drafts.
+    return x.long().contiguous().numpy()
 
 
 def _earlier_siblings(parent: Tensor) -> Tensor:

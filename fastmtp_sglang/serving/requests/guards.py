@@ -15,6 +15,7 @@ GUARDED = (
         "sglang#4574",
     ),
     ("`top_logprobs` above the size of the vocabulary", "400", ""),
+    ("`custom_logit_processor` that is no processor", "400", ""),
     ("`stop_regex` that is no regular expression", "400; SGLang alone: 500", ""),
     ("a session of which `replace` rewrites all", "works", ""),
     (

@@ -1,8 +1,9 @@
 """What is refused of a single request: what would kill the scheduler, and all other requests.
 
 That is a prompt without tokens or with ids that the model does not have, more log-probabilities
-than there are tokens, fields of other types than SGLang declares, and with FASTMTP a `lang` that is
-no name. All are found in the process that receives requests; the client gets HTTP 400 with the
+than there are tokens, a logit processor that cannot be read, fields of other types than SGLang
+declares, and with FASTMTP a `lang` that is no name. All are found in the process that receives
+requests; the client gets HTTP 400 with the
 text. SGLang calls `check` after its own validation of each request's parameters.
 """
 
@@ -73,6 +74,24 @@ def refuse_logprobs(top_logprobs_num: int | None, vocab_size: int) -> None:
         raise ValueError(f"top_logprobs_num {top_logprobs_num} is not between 0 and {vocab_size}.")
 
 
+def refuse_logit_processor(processor: str | None) -> None:
+    """Check that a custom logit processor can be read, as the scheduler will read it.
+
+    Raises:
+        ValueError: it cannot; SGLang answers HTTP 400.
+    """
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+
+    if not processor:
+        return
+    try:
+        made = CustomLogitProcessor.from_str(processor)
+    except Exception as error:
+        raise ValueError(f"custom_logit_processor cannot be read: {error}") from error
+    if not callable(made):
+        raise ValueError("custom_logit_processor is of a class that cannot be called.")
+
+
 def refuse_wrong_types(request: Any) -> None:
     """Check that every field of a request has the type that SGLang declares for it.
 
@@ -119,6 +138,9 @@ def install() -> None:
         if isinstance(obj, GenerateReqInput):
             refuse_logprobs(obj.top_logprobs_num, vocab_size)
         stock(manager, obj, input_ids)
+        if isinstance(obj, GenerateReqInput):
+            # After SGLang, which takes none where the server's flag is not set.
+            refuse_logit_processor(obj.custom_logit_processor)
 
     def create(manager: TokenizerManager, obj: Any, *args: Any) -> Any:
         try:

@@ -184,6 +184,17 @@ def test_greedy_verification_follows_the_target(shape):
             assert predicts[request * n + row] == target[request, row]
 
 
+def test_lone_rows_of_steps_without_drafts():
+    """SGLang holds their tokens in 32 bits."""
+    none = torch.full((3, 1), -1)
+    predicts, accept_index, counts = tree.verify_tree_greedy(
+        *outputs(3, 1, 0), torch.tensor([[7], [8], [9]], dtype=torch.int32),
+        torch.arange(3).view(3, 1), none, none, torch.tensor([[4], [5], [6]]),
+    )  # fmt: skip
+    assert (predicts.tolist(), counts.tolist()) == ([4, 5, 6], [0, 0, 0])
+    assert accept_index.tolist() == [[0], [1], [2]]
+
+
 def sample(built: Trees, probs: torch.Tensor, num_steps: int, source: torch.Generator, trials: int):
     """Tokens emitted by `trials` verifications of the same tree."""
     n, emitted = built.index.shape[1], []

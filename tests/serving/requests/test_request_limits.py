@@ -152,3 +152,16 @@ def test_sampling_parameters_too():
 def test_numbers_that_cannot_be_sent():
     with pytest.raises(ValueError, match="has a wrong type: can't serialize ints"):
         request_limits.refuse_wrong_types(tokenized(bootstrap_room=10**30))
+
+
+@pytest.mark.parametrize("processor", ["no JSON", "{}", '{"callable": "80"}', "[1]"])
+def test_a_logit_processor_that_cannot_be_read(processor):
+    with pytest.raises(ValueError, match="custom_logit_processor cannot be read"):
+        request_limits.refuse_logit_processor(processor)
+
+
+def test_a_logit_processor_that_can():
+    from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
+
+    for processor in (None, DisallowedTokensLogitsProcessor.to_str()):
+        request_limits.refuse_logit_processor(processor)
