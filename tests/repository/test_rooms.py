@@ -4,10 +4,12 @@
     package/a/__init__.py    tests/a/test_a.py
     one aspect of b          tests/a/test_b_aspect.py, where it needs a file or a process of its own
 
-Two rooms are of no module: `served/`, whose tests start SGLang, and `repository/`.
+Two rooms are of no module: `served/`, whose tests start SGLang, and `repository/`. The rooms of the
+package are those that are shipped.
 Alone: pytest tests/repository/test_rooms.py
 """
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +43,16 @@ def test_a_test_lies_where_its_module_does():
 
 def test_the_rooms_are_found():
     assert all((TESTS / room).is_dir() for room in OF_NO_MODULE | SOURCES.keys())
+
+
+def test_every_room_of_the_package_is_shipped():
+    """pyproject.toml lists packages one by one, since two folders are imported by other names."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {**setuptools["package-dir"], "fastmtp_sglang": "fastmtp_sglang"}
+    rooms = {
+        ".".join((name, *file.parent.relative_to(ROOT / folder).parts))
+        for name, folder in folders.items()
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    assert {"fastmtp_sglang.serving.cpu.native", "fastmtp_kernels"} <= rooms
+    assert set(setuptools["packages"]) - {"fastmtp_sglang.assets"} == rooms
