@@ -14,8 +14,23 @@ PANEL = 2 * LANES
 # accumulators as AVX2's 16 registers hold.
 ROWS_AT_ONCE = 6
 _FUSED = bool(_HOST.get("fma") or _HOST.get("neon") or _HOST.get("avx512f"))
+# Whether the processor multiplies pairs of bfloat16 as they lie in memory.
+MULTIPLIES_PAIRS = bool(_HOST.get("avx512bf16")) and LANES == 16
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+class _BFloat(ir.types.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
 
 
 class Emitter:
@@ -36,7 +51,7 @@ class Emitter:
 
     def splat(self, scalar: ir.Value) -> ir.Value:
         """A vector of one value."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         one = self.b.insert_element(undefined, scalar, I32(0))
         mask = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return self.b.shuffle_vector(one, undefined, mask)
@@ -53,6 +68,38 @@ class Emitter:
         half.align = 2
         shift = ir.Constant(wide, [16] * self.lanes)
         return self.b.bitcast(self.b.shl(self.b.zext(half, wide), shift), self.vector)
+
+    def load_pairs(self, base: ir.Value, index: ir.Value) -> ir.Value:
+        """`lanes` pairs of bfloat16 from `base`[index] on, which points to pairs."""
+        pairs = ir.VectorType(I32, self.lanes)
+        at = self.b.bitcast(self.b.gep(base, [index]), pairs.as_pointer())
+        loaded = self.b.load(at)
+        loaded.align = 4
+        return loaded
+
+    def load_pair(self, base: ir.Value, index: ir.Value) -> ir.Value:
+        """The pair of bfloat16 at `base`[index], which points to bfloat16."""
+        at = self.b.bitcast(self.b.gep(base, [index]), I32.as_pointer())
+        loaded = self.b.load(at)
+        loaded.align = 2
+        return loaded
+
+    def first_and_second(self, pairs: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The first ones of pairs of bfloat16 and the second ones, as float32."""
+        shift = ir.Constant(pairs.type, [16] * self.lanes)
+        upper = ir.Constant(pairs.type, [-(1 << 16)] * self.lanes)
+        return (
+            self.b.bitcast(self.b.shl(pairs, shift), self.vector),
+            self.b.bitcast(self.b.and_(pairs, upper), self.vector),
+        )
+
+    def multiply_add_pairs(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """z + the products of pairs of bfloat16, by the processor's own instruction."""
+        halves = ir.VectorType(_BFloat(), 2 * self.lanes)
+        signature = ir.FunctionType(self.vector, [self.vector, halves, halves])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}"
+        function = cgutils.get_or_insert_function(self.b.module, signature, name)
+        return self.b.call(function, [z, self.b.bitcast(x, halves), self.b.bitcast(y, halves)])
 
     def store(self, value: ir.Value, base: ir.Value, index: ir.Value) -> None:
         """Write a vector to `base`[index] and on."""

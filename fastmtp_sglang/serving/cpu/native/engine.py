@@ -18,6 +18,7 @@ from torch import Tensor
 from fastmtp_sglang.serving.cpu.native import rows as by_row
 from fastmtp_sglang.serving.cpu.native.attention import BYTES_A_KEY, attend
 from fastmtp_sglang.serving.cpu.native.best import best
+from fastmtp_sglang.serving.cpu.native.emitter import MULTIPLIES_PAIRS
 from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
@@ -112,8 +113,10 @@ class Engine:
         flat = _by_rows(x, inputs)
         rows = len(flat)
         out = self.new(rows, weight.outputs, x.dtype)
-        bf16 = int(x.dtype == torch.bfloat16)
-        if bf16:
+        bf16 = x.dtype == torch.bfloat16
+        paired = weight.panels.dtype == torch.bfloat16
+        as_it_is = MULTIPLIES_PAIRS and bf16 and paired and inputs % 2 == 0
+        if bf16 and not as_it_is:
             flat = self.widen(flat)
         recording = self.recording
         for first in range(0, rows, SWEEP):
@@ -130,8 +133,9 @@ class Engine:
                 inputs,
                 weight.outputs,
                 0 if bias is None else bias.data_ptr(),
-                bf16,
-                int(weight.panels.dtype == torch.bfloat16),
+                int(bf16),
+                int(paired),
+                int(as_it_is),
                 parts=len(weight.panels),
             )
         self.recording = recording

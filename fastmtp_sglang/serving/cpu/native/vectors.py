@@ -12,51 +12,98 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from fastmtp_sglang.serving.cpu.native.emitter import F32, I16, I32, I64, LANES, PANEL, Emitter
+from fastmtp_sglang.serving.cpu.native.emitter import (
+    F32,
+    I16,
+    I32,
+    I64,
+    LANES,
+    PANEL,
+    ROWS_AT_ONCE,
+    Emitter,
+)
 from fastmtp_sglang.serving.cpu.native.machine import floats
 
 
-def panel_product(rows: int, bf16: bool) -> Any:
-    """Return the intrinsic that multiplies `rows` rows by one packed panel of weights.
+def panel_product(paired_x: bool, paired_weights: bool) -> Any:
+    """Return the intrinsic that multiplies up to ROWS_AT_ONCE rows by one packed panel of weights.
 
-    Its arguments: x, address of float32 [rows, k]; the distance of its rows in elements; panel,
-    address of [k, PANEL] weights, bfloat16 or float32; k; out, address of float32 [rows, PANEL];
-    the distance of its rows in elements.
+    Its arguments: rows; x, address of [rows, k], bfloat16 if `paired_x` (then k is even and the
+    weights are paired too) and float32 otherwise; the distance of its rows in elements; panel,
+    address of float32 [k, PANEL], or of pairs of bfloat16 [k / 2, PANEL, 2]; k; out, address of
+    float32 [rows, PANEL]; the distance of its rows in elements.
     """
 
     @intrinsic
-    def product(typing, x, x_stride, panel, k, out, out_stride):
+    def product(typing, rows, x, x_stride, panel, k, out, out_stride):
         def emit(context, builder, signature, args):
-            x, x_stride, panel, k, out, out_stride = args
-            e = Emitter(builder)
-            inputs = [
-                e.b.gep(e.pointer(x, F32), [e.b.mul(x_stride, I64(row))]) for row in range(rows)
-            ]
-            weights = e.pointer(panel, I16 if bf16 else F32)
-
-            def step(i, sums):
-                start = e.b.mul(i, I64(PANEL))
-                halves = [
-                    e.load(weights, e.b.add(start, I64(half * LANES)), bf16) for half in (0, 1)
-                ]
-                results = []
-                for row in range(rows):
-                    value = e.splat(e.b.load(e.b.gep(inputs[row], [i])))
-                    for half in (0, 1):
-                        results.append(e.multiply_add(halves[half], value, sums[2 * row + half]))
-                return results
-
-            sums = e.loop(k, [e.zero()] * (2 * rows), step)
-            target = e.pointer(out, F32)
-            for row in range(rows):
-                for half in (0, 1):
-                    place = e.b.add(e.b.mul(out_stride, I64(row)), I64(half * LANES))
-                    e.store(sums[2 * row + half], target, place)
+            after = builder.append_basic_block("after")
+            numbers = range(1, ROWS_AT_ONCE + 1)
+            blocks = [builder.append_basic_block("rows") for _ in numbers]
+            choice = builder.switch(args[0], blocks[0])
+            for number, block in zip(numbers, blocks, strict=True):
+                choice.add_case(I64(number), block)
+                builder.position_at_end(block)
+                _emit_panel_product(Emitter(builder), number, paired_x, paired_weights, *args[1:])
+                builder.branch(after)
+            builder.position_at_end(after)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), emit
+        return types.void(*[types.int64] * 7), emit
 
     return product
+
+
+def _emit_panel_product(
+    e: Emitter, rows: int, paired_x: bool, paired_weights: bool, *args: ir.Value
+) -> None:
+    x, x_stride, panel, k, out, out_stride = args
+    inputs = [
+        e.b.gep(e.pointer(x, I16 if paired_x else F32), [e.b.mul(x_stride, I64(row))])
+        for row in range(rows)
+    ]
+    weights = e.pointer(panel, I32 if paired_weights else F32)
+    places = [(row, half) for row in range(rows) for half in (0, 1)]
+
+    def panel_row(i: ir.Value) -> list[ir.Value]:
+        at = [e.b.add(e.b.mul(i, I64(PANEL)), I64(half * LANES)) for half in (0, 1)]
+        if paired_weights:
+            return [e.load_pairs(weights, place) for place in at]
+        return [e.load(weights, place, False) for place in at]
+
+    def add(sums: list[ir.Value], halves: Any, i: ir.Value) -> list[ir.Value]:
+        values = [e.splat(e.b.load(e.b.gep(row, [i]))) for row in inputs]
+        return [
+            e.multiply_add(halves[half], values[row], sum_)
+            for (row, half), sum_ in zip(places, sums, strict=True)
+        ]
+
+    def add_two(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        pairs, first = panel_row(i), e.b.shl(i, I64(1))
+        if not paired_x:
+            firsts, seconds = zip(*map(e.first_and_second, pairs), strict=True)
+            return add(add(sums, firsts, first), seconds, e.b.add(first, I64(1)))
+        values = [e.splat(e.load_pair(row, first)) for row in inputs]
+        return [
+            e.multiply_add_pairs(pairs[half], values[row], sum_)
+            for (row, half), sum_ in zip(places, sums, strict=True)
+        ]
+
+    def add_last(_: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        firsts = [e.first_and_second(pairs)[0] for pairs in panel_row(whole)]
+        return add(sums, firsts, e.b.sub(k, I64(1)))
+
+    sums = [e.zero()] * (2 * rows)
+    if paired_weights:
+        whole = e.b.ashr(k, I64(1))
+        sums = e.loop(whole, sums, add_two)
+        if not paired_x:
+            sums = e.loop(e.b.and_(k, I64(1)), sums, add_last)
+    else:
+        sums = e.loop(k, sums, lambda i, sums: add(sums, panel_row(i), i))
+    target = e.pointer(out, F32)
+    for (row, half), sum_ in zip(places, sums, strict=True):
+        e.store(sum_, target, e.b.add(e.b.mul(out_stride, I64(row)), I64(half * LANES)))
 
 
 @intrinsic

@@ -89,7 +89,7 @@ def test_a_late_thread_finds_nothing_left_of_its_job(new_engine):
     assert (op[PARTS_A_ROW], op[PARTS]) == (0, len(packed.panels))
     # The next one multiplies by all panels twice.
     panels = torch.cat((packed.panels, packed.panels))
-    wide = torch.zeros(len(x), len(panels) * panels.shape[2])
+    wide = torch.zeros(len(x), len(panels) * panels[0, 0].numel())
     op[PARTS] = len(panels)
     op[3:6] = torch.tensor((wide.data_ptr(), wide.shape[1], panels.data_ptr()))
     op[7] = wide.shape[1]
