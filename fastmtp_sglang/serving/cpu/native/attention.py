@@ -1,8 +1,10 @@
 """Attention over the paged cache, read where it lies.
 
-Each row and head is computed by itself: scores in the order of its keys, their softmax, and the
-weighted sum of values in the same order. So a row's bits depend on its own keys alone, wherever
-these lie and whatever is computed beside it.
+Neighbouring rows of one request share its keys: these are turned into the panels of a product, and
+each value is read once for all rows and heads of a group. A row's bits depend on its own keys alone
+all the same, wherever these lie and whatever is computed beside it: a score is one chain over the
+key's elements, the softmax is that of the row's own keys in their order, and the sum of values runs
+in that order too; what only others see has the weight 0 (and must be finite).
 """
 
 import numpy as np
@@ -10,94 +12,114 @@ from numba import njit
 
 from fastmtp_sglang.serving.cpu.native import vectors
 from fastmtp_sglang.serving.cpu.native.compiled import operator
-from fastmtp_sglang.serving.cpu.native.emitter import LANES
+from fastmtp_sglang.serving.cpu.native.emitter import (
+    LANES,
+    MULTIPLIES_PAIRS,
+    PANEL,
+    SUM_VECTORS,
+    SUMS_AT_ONCE,
+)
 from fastmtp_sglang.serving.cpu.native.exponential import exp
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
-from fastmtp_sglang.serving.cpu.native.passes import (
-    FIELDS,
-    PASS_FIELDS,
-    SCRATCH_BYTES,
-    SEEN,
-    VISIBLE,
+from fastmtp_sglang.serving.cpu.native.passes import FIELDS, PASS_FIELDS, SEEN, VISIBLE
+from fastmtp_sglang.serving.cpu.native.product import multiply
+from fastmtp_sglang.serving.cpu.native.vectors import float_of_bits, largest, widen_row, write_row
+
+_pairs = vectors.key_panel(True, True)
+_floats, _halves = vectors.key_panel(False, False), vectors.key_panel(False, True)
+_wide, _single, _one = (
+    vectors.weighted_rows(*shape, False) for shape in ((SUM_VECTORS, LANES), (1, LANES), (1, 1))
 )
-from fastmtp_sglang.serving.cpu.native.vectors import float_of_bits, round_row, widen_row
+_wide_half, _single_half, _one_half = (
+    vectors.weighted_rows(*shape, True) for shape in ((SUM_VECTORS, LANES), (1, LANES), (1, 1))
+)
 
-_scores, _half_scores = vectors.key_scores(False), vectors.key_scores(True)
-_w8, _w4, _w2, _w1 = (vectors.weighted_rows(n, LANES, False) for n in (8, 4, 2, 1))
-_v8, _v4, _v2, _v1 = (vectors.weighted_rows(n, LANES, True) for n in (8, 4, 2, 1))
-_w0, _v0 = vectors.weighted_rows(1, 1, False), vectors.weighted_rows(1, 1, True)
-
-# Scratch memory for one key: its score and where it lies; the rest holds a query and a result.
-BYTES_A_KEY = 16
+# Queries (rows and heads) that share keys, where the heads of one row are not more.
+_QUERIES = 24
+_BITS = 64
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
+def scratch_bytes(longest: int, heads: int, key_heads: int, size: int, value_size: int) -> int:
+    """Scratch memory of a worker for rows that see up to `longest` keys."""
+    queries = max(_QUERIES, heads // key_heads)
+    keys = longest + _BITS + 2 * PANEL
+    fixed = queries * (size + value_size) + PANEL * size + 2 * _BITS
+    return 4 * (fixed + keys * (queries + 2)) + 64
+
+
 @njit(error_model="numpy")
-def _weighted(weights, slots, n, base, step, scale, out, size, bf16):
-    """out[:size] = scale * sum of weights[t] * row of slots[t], some registers at a time."""
+def _weighted(weights, stride, number, slots, n, base, step, out, size, bf16):
+    """out[q, :size] = sum of weights[q, t] * row of slots[t], some registers at a time."""
     done = 0
     while done < size:
-        left = size - done
         at = base + done * (2 if bf16 else 4)
         to = out + done * 4
-        if left >= 8 * LANES:
+        if size - done >= SUM_VECTORS * LANES:
             if bf16:
-                _v8(weights, slots, n, at, step, scale, to)
+                _wide_half(number, weights, stride, slots, n, at, step, to, size)
             else:
-                _w8(weights, slots, n, at, step, scale, to)
-            done += 8 * LANES
-        elif left >= 4 * LANES:
+                _wide(number, weights, stride, slots, n, at, step, to, size)
+            done += SUM_VECTORS * LANES
+        elif size - done >= LANES:
             if bf16:
-                _v4(weights, slots, n, at, step, scale, to)
+                _single_half(number, weights, stride, slots, n, at, step, to, size)
             else:
-                _w4(weights, slots, n, at, step, scale, to)
-            done += 4 * LANES
-        elif left >= 2 * LANES:
-            if bf16:
-                _v2(weights, slots, n, at, step, scale, to)
-            else:
-                _w2(weights, slots, n, at, step, scale, to)
-            done += 2 * LANES
-        elif left >= LANES:
-            if bf16:
-                _v1(weights, slots, n, at, step, scale, to)
-            else:
-                _w1(weights, slots, n, at, step, scale, to)
+                _single(number, weights, stride, slots, n, at, step, to, size)
             done += LANES
         else:
             if bf16:
-                _v0(weights, slots, n, at, step, scale, to)
+                _one_half(number, weights, stride, slots, n, at, step, to, size)
             else:
-                _w0(weights, slots, n, at, step, scale, to)
+                _one(number, weights, stride, slots, n, at, step, to, size)
             done += 1
 
 
 @njit(error_model="numpy")
-def _list_slots(seen, window, listed):
-    """Fill in the cache slots that a row sees, oldest first; how many there are."""
-    prefix, bits = seen[1], seen[2]
+def _ones(bits):
+    """How many bits are set."""
+    count = 0
+    while bits:
+        bits &= bits - 1
+        count += 1
+    return count
+
+
+@njit(error_model="numpy")
+def _start(prefix, bits, window):
+    """The first position that a row sees: a window of w shows w positions behind its own."""
+    return max(0, prefix + _ones(bits) - 1 - window) if window >= 0 else 0
+
+
+@njit(error_model="numpy")
+def _list_slots(seen, rows, window, listed):
+    """Fill in the cache slots that some of the rows see, in the order of their positions.
+
+    Returns the first position, the end of the leading ones, the bits of those behind, and the
+    number of slots.
+    """
+    first, end = seen[1], 0
+    for row in range(rows):
+        prefix = seen[row * SEEN + 1]
+        first = min(first, prefix, _start(prefix, seen[row * SEEN + 2], window))
+        end = max(end, prefix)
     behind = 0
-    rest = bits
-    while rest:
-        rest &= rest - 1
-        behind += 1
-    total = prefix + behind
-    # A window of w shows w positions behind the row's own.
-    start = max(0, total - 1 - window) if window >= 0 else 0
+    for row in range(rows):
+        distance = end - seen[row * SEEN + 1]
+        if distance < _BITS:
+            bits = seen[row * SEEN + 2] >> distance
+            # The sign is a bit like the others.
+            behind |= bits & ((1 << (_BITS - distance)) - 1) if distance else bits
+    slots = small_integers(seen[0], end + _BITS)
     n = 0
-    slots = small_integers(seen[0], prefix + 64)
-    for position in range(min(start, prefix), prefix):
+    for position in range(first, end):
         listed[n] = slots[position]
         n += 1
-    skip = max(0, start - prefix)
-    for bit in range(64):
-        if (bits >> bit) & 1:
-            if skip > 0:
-                skip -= 1
-            else:
-                listed[n] = slots[prefix + bit]
-                n += 1
-    return n
+    for bit in range(_BITS):
+        if (behind >> bit) & 1:
+            listed[n] = slots[end + bit]
+            n += 1
+    return first, end, behind, n
 
 
 @njit(error_model="numpy")
@@ -115,50 +137,141 @@ def _total(values, n):
     return (a + b) + (c + d)
 
 
+@njit(error_model="numpy")
+def _softmax(scores_at, prefix, bits, window, first, end, behind, n, scale, places, kept):
+    """Turn the scores of n listed keys into a row's weights, 0 where it sees none.
+
+    Returns what the sum of its values must be multiplied by.
+    """
+    start = _start(prefix, bits, window)
+    hidden = min(start, prefix) - first
+    scores = floats(scores_at, n)
+    own = prefix - first  # the end of the row's own keys, which are moved together
+    skip = max(0, start - prefix)
+    moved = 0
+    for bit in range(_BITS):
+        if (bits >> bit) & 1:
+            if skip > 0:
+                skip -= 1
+                continue
+            position = prefix + bit
+            place = position - first
+            if position >= end:
+                place = end - first + _ones(behind & ((1 << (position - end)) - 1))
+            places[moved] = place
+            scores[own] = scores[place]
+            own += 1
+            moved += 1
+    count = own - hidden
+    best = largest(scores_at + hidden * 4, count)
+    mine = floats(scores_at + hidden * 4, count)
+    for t in range(count):
+        mine[t] = exp((mine[t] - best) * scale)
+    total = _total(mine, count)
+    for i in range(hidden):
+        scores[i] = _ZERO
+    leading = prefix - first
+    for i in range(moved):
+        kept[i] = scores[leading + i]
+    for i in range(leading, n):
+        scores[i] = _ZERO
+    for i in range(moved):
+        scores[places[i]] = kept[i]
+    return _ONE / total
+
+
+@njit(error_model="numpy")
+def _copy(source, target, size):
+    """Copy bfloat16, an even number of them."""
+    given, copied = small_integers(source, size // 2), small_integers(target, size // 2)
+    for i in range(size // 2):
+        copied[i] = given[i]
+
+
 @operator
 def attend(op, rows, given, scratch, start, stop):
     """Attention of each row and head over the keys that the row sees.
 
     Fields: query, its stride, out, its stride, key cache, value cache, heads, key heads, head size,
-    value size, the bits of the scale, window or -1, bf16, bf16 of the cache.
+    value size, the bits of the scale, window or -1, bf16, bf16 of the cache. A part is a key head
+    of a row; the first of the rows that share keys does the work of all.
     """
     op, given = integers(op, FIELDS), integers(given, PASS_FIELDS)
-    visible, longest = given[VISIBLE], given[SCRATCH_BYTES] // BYTES_A_KEY
     heads, key_heads, size, value_size = op[7], op[8], op[9], op[10]
     scale, window, bf16, half_cache = float_of_bits(op[11]), op[12], op[13], op[14]
     width, cache_width = 2 if bf16 else 4, 2 if half_cache else 4
     group = heads // key_heads
-    mixed = scratch + size * 4
-    scores_at = mixed + value_size * 4
-    scores = floats(scores_at, longest)
-    slots_at = scores_at + longest * 4
-    slots_at += 8 - slots_at % 8
-    slots = integers(slots_at, longest)
-    table = integers(visible, rows * SEEN)
-    listed, n = -1, 0
+    together = max(1, _QUERIES // group)
+    paired = MULTIPLIES_PAIRS and bf16 and half_cache and size % 2 == 0
+    most = max(_QUERIES, group)
+    results_at = scratch + most * size * 4
+    tile = results_at + most * value_size * 4
+    kept_at = tile + PANEL * size * 4
+    places_at = kept_at + _BITS * 4
+    slots_at = places_at + _BITS * 8
+    slots_at += -slots_at % 8
+    kept, places = floats(kept_at, _BITS), integers(places_at, _BITS)
+    table = integers(given[VISIBLE], rows * SEEN)
     for unit in range(start, stop):
-        row, head = unit // heads, unit % heads
-        if row != listed:
-            n = _list_slots(table[row * SEEN : row * SEEN + SEEN], window, slots)
-            listed = row
-        key_head = head // group
-        x = op[1] + (row * op[2] + head * size) * width
-        if bf16:
-            widen_row(x, scratch, size)
-            x = scratch
+        row, key_head = unit // key_heads, unit % key_heads
+        address = table[row * SEEN]
+        if row % together and table[(row - 1) * SEEN] == address:
+            continue
+        count = 1
+        while (
+            row + count < rows
+            and (row + count) % together
+            and table[(row + count) * SEEN] == address
+        ):
+            count += 1
+        seen = table[row * SEEN : (row + count) * SEEN]
+        longest = 0
+        for i in range(count):
+            longest = max(longest, seen[i * SEEN + 1])
+        slots = integers(slots_at, longest + _BITS + PANEL)
+        first, end, behind, n = _list_slots(seen, count, window, slots)
+        stride = (n + PANEL - 1) // PANEL * PANEL
+        for i in range(n, stride):
+            slots[i] = slots[n - 1]
+        scores_at = slots_at + stride * 8
+        queries = count * group
+        for query in range(queries):
+            head = key_head * group + query % group
+            x = op[1] + ((row + query // group) * op[2] + head * size) * width
+            if paired:
+                _copy(x, scratch + query * size * 2, size)
+            elif bf16:
+                widen_row(x, scratch + query * size * 4, size)
+            else:
+                write_row(x, scratch + query * size * 4, size, False)
         keys = op[5] + key_head * size * cache_width
         step = key_heads * size * cache_width
-        if half_cache:
-            largest = _half_scores(x, slots_at, n, keys, step, size, scale, scores_at)
-        else:
-            largest = _scores(x, slots_at, n, keys, step, size, scale, scores_at)
-        for t in range(n):
-            scores[t] = exp(scores[t] - largest)
-        share = _ONE / _total(scores, n)
+        for block in range(0, stride, PANEL):
+            if paired:
+                _pairs(slots_at + block * 8, keys, step, size, tile)
+            elif half_cache:
+                _halves(slots_at + block * 8, keys, step, size, tile)
+            else:
+                _floats(slots_at + block * 8, keys, step, size, tile)
+            to = scores_at + block * 4
+            multiply(scratch, size, paired, queries, tile, size, paired, to, stride)
         values = op[6] + key_head * value_size * cache_width
         step = key_heads * value_size * cache_width
-        out = op[3] + (row * op[4] + head * value_size) * width
-        to = mixed if bf16 else out
-        _weighted(scores_at, slots_at, n, values, step, share, to, value_size, half_cache)
-        if bf16:
-            round_row(mixed, out, value_size)
+        for query in range(queries):
+            at, i = scores_at + query * stride * 4, query // group * SEEN
+            kept_share = _softmax(
+                at, seen[i + 1], seen[i + 2], window, first, end, behind, n, scale, places, kept
+            )
+            floats(scratch, most)[query] = kept_share
+        for query in range(0, queries, SUMS_AT_ONCE):
+            at, to = scores_at + query * stride * 4, results_at + query * value_size * 4
+            number = min(SUMS_AT_ONCE, queries - query)
+            _weighted(at, stride, number, slots_at, n, values, step, to, value_size, half_cache)
+        for query in range(queries):
+            at, share = results_at + query * value_size * 4, floats(scratch, most)[query]
+            result = floats(at, value_size)
+            for i in range(value_size):
+                result[i] *= share
+            head = key_head * group + query % group
+            out = op[3] + ((row + query // group) * op[4] + head * value_size) * width
+            write_row(at, out, value_size, bf16)

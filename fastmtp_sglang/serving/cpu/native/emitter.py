@@ -10,9 +10,12 @@ _HOST = llvm.get_host_cpu_features()
 # float32 values in a register; two of them make a panel.
 LANES = 16 if _HOST.get("avx512f") else 8 if _HOST.get("avx2") else 4
 PANEL = 2 * LANES
-# Rows that one pass over a panel computes: with two weight registers and one for the input, as many
-# accumulators as AVX2's 16 registers hold.
-ROWS_AT_ONCE = 6
+# Rows that one pass over a panel computes: two accumulators each, beside two weight registers and
+# one for the input, of AVX2's 16 registers or AVX-512's 32.
+ROWS_AT_ONCE = 8 if LANES == 16 else 6
+# Of the values of attention: vectors of a row, and rows of weights that are summed in one pass.
+SUM_VECTORS = 4 if LANES == 16 else 2
+SUMS_AT_ONCE = 6
 _FUSED = bool(_HOST.get("fma") or _HOST.get("neon") or _HOST.get("avx512f"))
 # Whether the processor multiplies pairs of bfloat16 as they lie in memory.
 MULTIPLIES_PAIRS = bool(_HOST.get("avx512bf16")) and LANES == 16
@@ -104,7 +107,7 @@ class Emitter:
     def store(self, value: ir.Value, base: ir.Value, index: ir.Value) -> None:
         """Write a vector to `base`[index] and on."""
         at = self.b.gep(base, [index])
-        self.b.store(value, self.b.bitcast(at, self.vector.as_pointer())).align = 4
+        self.b.store(value, self.b.bitcast(at, value.type.as_pointer())).align = 4
 
     def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x * y + z, rounded once where the processor can."""
@@ -150,6 +153,23 @@ class Emitter:
             width = half
         return values[0]
 
+    def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """The columns of `lanes` vectors, by swapping ever smaller blocks across the diagonal."""
+        kind = ir.VectorType(I32, self.lanes)
+        lanes = range(self.lanes)
+        size = self.lanes // 2
+        while size:
+            low = ir.Constant(kind, [i + (self.lanes - size if i & size else 0) for i in lanes])
+            high = ir.Constant(kind, [i + (self.lanes if i & size else size) for i in lanes])
+            rows = [
+                self.b.shuffle_vector(rows[i - size], rows[i], high)
+                if i & size
+                else self.b.shuffle_vector(rows[i], rows[i + size], low)
+                for i in lanes
+            ]
+            size //= 2
+        return rows
+
     def store_rounded(self, value: ir.Value, base: ir.Value, index: ir.Value) -> None:
         """`lanes` float32 as bfloat16, to nearest, ties to even; NaN stays NaN."""
         wide, half = ir.VectorType(I32, self.lanes), ir.VectorType(I16, self.lanes)
@@ -165,6 +185,18 @@ class Emitter:
         short = self.b.trunc(self.b.lshr(near, constant(16)), half)
         at = self.b.gep(base, [index])
         self.b.store(short, self.b.bitcast(at, half.as_pointer())).align = 2
+
+    def choose(self, number: ir.Value, most: int, emit: Callable[[int], None]) -> None:
+        """`emit(n)` for the one n of 1..most that `number` is."""
+        blocks = [self.b.append_basic_block("case") for _ in range(most)]
+        after = self.b.append_basic_block("after")
+        choice = self.b.switch(number, blocks[0])
+        for n, block in enumerate(blocks, 1):
+            choice.add_case(I64(n), block)
+            self.b.position_at_end(block)
+            emit(n)
+            self.b.branch(after)
+        self.b.position_at_end(after)
 
     def loop(
         self,

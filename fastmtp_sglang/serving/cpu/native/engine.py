@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastmtp_sglang.serving.cpu.native import rows as by_row
-from fastmtp_sglang.serving.cpu.native.attention import BYTES_A_KEY, attend
+from fastmtp_sglang.serving.cpu.native.attention import attend, scratch_bytes
 from fastmtp_sglang.serving.cpu.native.best import best
 from fastmtp_sglang.serving.cpu.native.emitter import MULTIPLIES_PAIRS
 from fastmtp_sglang.serving.cpu.native.packing import Packed
@@ -54,6 +54,7 @@ class Engine:
         self._ops_at, self._given_at = self._ops.ctypes.data, self._given.ctypes.data
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self.reserve(_SMALLEST_SCRATCH)
+        self._longest = 0
         self.recording: Recording | None = None
 
     def reserve(self, size: int) -> None:
@@ -64,8 +65,8 @@ class Engine:
             self._given[SCRATCH], self._given[SCRATCH_BYTES] = self._scratch.data_ptr(), size
 
     def reserve_keys(self, longest: int) -> None:
-        """Make room for attention over this many keys."""
-        self.reserve(longest * BYTES_A_KEY)
+        """Let attention be over up to so many keys."""
+        self._longest = max(self._longest, longest)
 
     def sweep(
         self,
@@ -289,6 +290,7 @@ class Engine:
         """
         rows, heads, size = query.shape
         key_heads, value_size = value_cache.shape[1:]
+        self.reserve(scratch_bytes(self._longest, heads, key_heads, size, value_size))
         out = self.new(rows, heads * value_size, query.dtype)
         self._run(
             rows,
@@ -307,7 +309,7 @@ class Engine:
             window,
             int(query.dtype == torch.bfloat16),
             int(key_cache.dtype == torch.bfloat16),
-            parts_a_row=heads,
+            parts_a_row=key_heads,
             visible=visible,
         )
         return out

@@ -21,7 +21,7 @@ _by_pairs = vectors.panel_product(MULTIPLIES_PAIRS, True)
 
 
 @njit(error_model="numpy")
-def _multiply(x, x_stride, x_bf16, rows, panel, inputs, weights_bf16, out, out_stride):
+def multiply(x, x_stride, x_bf16, rows, panel, inputs, weights_bf16, out, out_stride):
     """Rows of x by one panel, in passes of nearly equal size."""
     passes = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
     row = 0
@@ -56,7 +56,7 @@ def product(op, rows, given, scratch, start, stop):
         columns = min(PANEL, outputs - column)
         direct = not bf16 and op[8] == 0 and columns == PANEL
         to, stride = (out + column * 4, out_stride) if direct else (tile, PANEL)
-        _multiply(x, x_stride, x_bf16, rows, weights, inputs, weights_bf16, to, stride)
+        multiply(x, x_stride, x_bf16, rows, weights, inputs, weights_bf16, to, stride)
         if direct:
             continue
         for row in range(rows):

@@ -20,6 +20,7 @@ from fastmtp_sglang.serving.cpu.native.emitter import (
     LANES,
     PANEL,
     ROWS_AT_ONCE,
+    SUMS_AT_ONCE,
     Emitter,
 )
 from fastmtp_sglang.serving.cpu.native.machine import floats
@@ -37,16 +38,12 @@ def panel_product(paired_x: bool, paired_weights: bool) -> Any:
     @intrinsic
     def product(typing, rows, x, x_stride, panel, k, out, out_stride):
         def emit(context, builder, signature, args):
-            after = builder.append_basic_block("after")
-            numbers = range(1, ROWS_AT_ONCE + 1)
-            blocks = [builder.append_basic_block("rows") for _ in numbers]
-            choice = builder.switch(args[0], blocks[0])
-            for number, block in zip(numbers, blocks, strict=True):
-                choice.add_case(I64(number), block)
-                builder.position_at_end(block)
-                _emit_panel_product(Emitter(builder), number, paired_x, paired_weights, *args[1:])
-                builder.branch(after)
-            builder.position_at_end(after)
+            e = Emitter(builder)
+            e.choose(
+                args[0],
+                ROWS_AT_ONCE,
+                lambda n: _emit_panel_product(e, n, paired_x, paired_weights, *args[1:]),
+            )
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), emit
@@ -133,38 +130,47 @@ def dot(typing, x, y, n):
 
 
 def weighted_rows(vectors: int, lanes: int, bf16: bool) -> Any:
-    """Return the intrinsic out[:vectors * lanes] = scale * sum over t of weights[t] * row t.
+    """Return the intrinsic out[q, :vectors * lanes] = sum over t of weights[q, t] * row t.
 
-    Its arguments: weights, address of float32 [n]; slots, address of int64 [n]; n; base, where slot
-    0's row begins, and step, the bytes from slot to slot; scale; out, address of float32. It adds
+    Its arguments: the number of q, at most SUMS_AT_ONCE; weights, address of float32; the distance
+    of its rows in elements; slots, address of int64 [n]; n; base, where slot 0's row begins, and
+    step, the bytes from slot to slot; out, address of float32; the distance of its rows. It adds
     the rows in their order.
     """
 
     @intrinsic
-    def summed(typing, weights, slots, n, base, step, scale, out):
+    def summed(typing, number, weights, stride, slots, n, base, step, out, out_stride):
         def emit(context, builder, signature, args):
-            weights, slots, n, base, step, scale, out = args
+            number, weights, stride, slots, n, base, step, out, out_stride = args
             e = Emitter(builder, lanes)
-            factors, places = e.pointer(weights, F32), e.pointer(slots, I64)
+            factors, places, target = (
+                e.pointer(address, kind)
+                for address, kind in ((weights, F32), (slots, I64), (out, F32))
+            )
 
-            def add_row(t, sums):
-                factor = e.splat(e.b.load(e.b.gep(factors, [t])))
-                slot = e.b.load(e.b.gep(places, [t]))
-                place = e.b.add(base, e.b.mul(slot, step))
-                row = e.pointer(place, I16 if bf16 else F32)
-                return [
-                    e.multiply_add(e.load(row, I64(i * lanes), bf16), factor, sums[i])
-                    for i in range(vectors)
-                ]
+            def of(count):
+                starts = [e.b.gep(factors, [e.b.mul(stride, I64(q))]) for q in range(count)]
+                cells = [(q, i) for q in range(count) for i in range(vectors)]
 
-            sums = e.loop(n, [e.zero()] * vectors, add_row)
-            target, factor = e.pointer(out, F32), e.splat(scale)
-            for i in range(vectors):
-                e.store(e.b.fmul(sums[i], factor), target, I64(i * lanes))
+                def add_row(t, sums):
+                    slot = e.b.load(e.b.gep(places, [t]))
+                    row = e.pointer(e.b.add(base, e.b.mul(slot, step)), I16 if bf16 else F32)
+                    values = [e.load(row, I64(i * lanes), bf16) for i in range(vectors)]
+                    shares = [e.splat(e.b.load(e.b.gep(start, [t]))) for start in starts]
+                    return [
+                        e.multiply_add(values[i], shares[q], total)
+                        for (q, i), total in zip(cells, sums, strict=True)
+                    ]
+
+                for (q, i), total in zip(
+                    cells, e.loop(n, [e.zero()] * len(cells), add_row), strict=True
+                ):
+                    e.store(total, target, e.b.add(e.b.mul(out_stride, I64(q)), I64(i * lanes)))
+
+            e.choose(number, SUMS_AT_ONCE, of)
             return context.get_dummy_value()
 
-        whole = types.int64
-        return types.void(whole, whole, whole, whole, whole, types.float32, whole), emit
+        return types.void(*[types.int64] * 9), emit
 
     return summed
 
@@ -256,87 +262,89 @@ def write_row(x, target, width, bf16):
             copy[i] = numbers[i]
 
 
-def key_scores(bf16: bool) -> Any:
-    """Return the intrinsic out[t] = scale * query . key t, and the largest of them.
+def key_panel(paired: bool, bf16: bool) -> Any:
+    """Return the intrinsic that writes PANEL keys as the weights of `panel_product`.
 
-    Its arguments: query, address of float32 [size]; slots, address of int64 [n]; n; base, where
-    slot 0's key begins, and step, the bytes from slot to slot; size; scale; out, address of float32
-    [n].
-    LANES keys are computed side by side, each in the order that it has alone.
+    Its arguments: slots, address of int64 [PANEL]; base, where slot 0's key begins, and step, the
+    bytes from slot to slot; size of a key, even if `paired`; panel, the address to write.
     """
 
     @intrinsic
-    def scored(typing, query, slots, n, base, step, size, scale, out):
+    def written(typing, slots, base, step, size, panel):
         def emit(context, builder, signature, args):
-            query, slots, n, base, step, size, scale, out = args
+            slots, base, step, size, panel = args
             e, one = Emitter(builder), Emitter(builder, 1)
-            left, places, target = (
-                e.pointer(address, kind)
-                for address, kind in ((query, F32), (slots, I64), (out, F32))
-            )
+            places = e.pointer(slots, I64)
+            element = I32 if paired else I16 if bf16 else F32
+            target = e.pointer(panel, I32 if paired else F32)
+            length = e.b.ashr(size, I64(1)) if paired else size
 
-            def key(t):
-                place = e.b.add(base, e.b.mul(e.b.load(e.b.gep(places, [t])), step))
-                return e.pointer(place, I16 if bf16 else F32)
+            def half(i, _):
+                first = e.b.mul(i, I64(LANES))
+                keys = []
+                for lane in range(LANES):
+                    slot = e.b.load(e.b.gep(places, [e.b.add(first, I64(lane))]))
+                    keys.append(e.pointer(e.b.add(base, e.b.mul(slot, step)), element))
 
-            def products(keys, reduce):
-                """The sums of query * key for some keys, by `reduce` of their lanes, and a tail."""
-                count = e.b.sdiv(size, I64(LANES))
+                def put(value, at):
+                    e.store(value, target, e.b.add(e.b.mul(at, I64(PANEL)), first))
 
-                def inner(i, sums):
-                    at = e.b.mul(i, I64(LANES))
-                    x = e.load(left, at, False)
-                    return [
-                        e.multiply_add(x, e.load(row, at, bf16), total)
-                        for row, total in zip(keys, sums, strict=True)
+                def block(at):
+                    loaded = [
+                        e.load_pairs(key, at) if paired else e.load(key, at, bf16) for key in keys
                     ]
+                    for row, value in enumerate(e.transposed(loaded)):
+                        put(value, e.b.add(at, I64(row)))
 
-                total = reduce(e.loop(count, [e.zero()] * len(keys), inner))
-                done = e.b.mul(count, I64(LANES))
-
-                def rest(i, sums):
-                    at = e.b.add(done, i)
-                    x = e.b.load(e.b.gep(left, [at]))
+                def single(at):
                     values = [
-                        e.b.fmul(x, e.b.extract_element(one.load(row, at, bf16), I32(0)))
-                        for row in keys
+                        e.b.load(e.b.gep(key, [at]))
+                        if paired or not bf16
+                        else e.b.extract_element(one.load(key, at, True), I32(0))
+                        for key in keys
                     ]
-                    if len(keys) == 1:
-                        return [e.b.fadd(sums[0], values[0])]
-                    beside = ir.Constant(e.vector, ir.Undefined)
+                    beside = ir.Constant(ir.VectorType(values[0].type, LANES), ir.Undefined)
                     for lane, value in enumerate(values):
                         beside = e.b.insert_element(beside, value, I32(lane))
-                    return [e.b.fadd(sums[0], beside)]
+                    put(beside, at)
 
-                return e.loop(e.b.sub(size, done), [total], rest)[0]
+                _whole_and_rest(e, length, block, single)
+                return []
 
-            groups = e.b.sdiv(n, I64(LANES))
-            factor = e.splat(scale)
+            e.loop(I64(2), [], half)
+            return context.get_dummy_value()
 
-            def group(i, best):
-                first = e.b.mul(i, I64(LANES))
-                keys = [key(e.b.add(first, I64(lane))) for lane in range(LANES)]
-                values = e.b.fmul(products(keys, e.sums), factor)
-                e.store(values, target, first)
-                return [e.b.select(e.b.fcmp_ordered(">", values, best[0]), values, best[0])]
+        return types.void(*[types.int64] * 5), emit
 
-            best = e.loop(groups, [ir.Constant(e.vector, [float("-inf")] * LANES)], group)[0]
-            largest = ir.Constant(F32, float("-inf"))
-            for lane in range(LANES):
-                value = e.b.extract_element(best, I32(lane))
-                largest = e.b.select(e.b.fcmp_ordered(">", value, largest), value, largest)
-            done = e.b.mul(groups, I64(LANES))
+    return written
 
-            def last(i, best):
-                t = e.b.add(done, i)
-                value = e.b.fmul(products([key(t)], lambda sums: e.sum(sums[0])), scale)
-                e.b.store(value, e.b.gep(target, [t]))
-                return [e.b.select(e.b.fcmp_ordered(">", value, best[0]), value, best[0])]
 
-            return e.loop(e.b.sub(n, done), [largest], last)[0]
+@intrinsic
+def largest(typing, x, n):
+    """The largest of float32 x[:n], n > 0."""
 
-        whole = types.int64
-        arguments = (whole, whole, whole, whole, whole, whole, types.float32, whole)
-        return types.float32(*arguments), emit
+    def emit(context, builder, signature, args):
+        e = Emitter(builder)
+        numbers, n = e.pointer(args[0], F32), args[1]
 
-    return scored
+        def larger(x, y):
+            return e.b.select(e.b.fcmp_ordered(">", x, y), x, y)
+
+        count = e.b.sdiv(n, I64(LANES))
+        lowest = ir.Constant(e.vector, [float("-inf")] * LANES)
+        beside = e.loop(
+            count,
+            [lowest],
+            lambda i, best: [larger(e.load(numbers, e.b.mul(i, I64(LANES)), False), best[0])],
+        )[0]
+        best = e.b.extract_element(beside, I32(0))
+        for lane in range(1, LANES):
+            best = larger(e.b.extract_element(beside, I32(lane)), best)
+        done = e.b.mul(count, I64(LANES))
+        return e.loop(
+            e.b.sub(n, done),
+            [best],
+            lambda i, best: [larger(e.b.load(e.b.gep(numbers, [e.b.add(done, i)])), best[0])],
+        )[0]
+
+    return types.float32(types.int64, types.int64), emit
