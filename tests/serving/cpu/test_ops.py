@@ -252,14 +252,15 @@ def test_draft_backends(restored):
     assert factory.create_decode_backend() is None
 
 
-def test_the_kv_pool_moves_slots_without_triton():
-    """Two layers; slots moved onto others, one of them read and written."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kv_pool_moves_slots_without_triton(dtype):
+    """Two layers; slots moved onto others, one of them read and written, one onto itself."""
     pool = kv_pool.CpuMHATokenToKVPool(
         size=16,
         page_size=1,
-        dtype=torch.float32,
-        head_num=2,
-        head_dim=4,
+        dtype=dtype,
+        head_num=3,
+        head_dim=5,
         layer_num=2,
         device="cpu",
         enable_memory_saver=False,
@@ -271,7 +272,7 @@ def test_the_kv_pool_moves_slots_without_triton():
         for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
             buffer.copy_(torch.rand(buffer.shape, generator=source))
             before.append(buffer.clone())
-    target, origin = torch.tensor([3, 5, 9]), torch.tensor([5, 7, 1])
+    target, origin = torch.tensor([3, 5, 9, 2]), torch.tensor([5, 7, 1, 2])
     pool.move_kv_cache(target, origin)
     after = [
         buffer

@@ -65,10 +65,11 @@ def compile_ahead() -> None:
     folder = cache_folder()
     if folder is None or (Path(folder) / _COMPLETE).exists():
         return
-    command = [
-        *(sys.executable, "-c"),
-        f"from {__package__} import compiled, engine, routes, trees; compiled.mark_complete()",
-    ]
+    program = (
+        f"from {__package__} import compiled, engine, moves, routes, trees\n"
+        "compiled.mark_complete()"
+    )
+    command = [sys.executable, "-c", program]
     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

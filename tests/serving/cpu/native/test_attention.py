@@ -143,3 +143,29 @@ def test_one_key_far_above_the_others_is_its_value(engine):
     case.keys.fill_(-100.0)
     case.keys[slot] = 100.0
     assert torch.equal(case.all(engine)[0], case.values[slot, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (9, 3), (26, 1)])
+def test_rows_that_share_keys_have_the_bits_that_they_have_alone(engine, heads, key_heads, dtype):
+    """Chains, trees, prompts and windows: up to 40 neighbours of a request, in any order."""
+    choice = torch.Generator().manual_seed(SEED + heads)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=choice))
+
+    for _ in range(12):
+        case = Case(32, heads, key_heads, dtype)
+        case.sees = []
+        for request in range(3):
+            prefix, kind = number(1, CONTEXT - 110), number(0, 3)
+            for row in range(number(1, 40)):
+                bits = number(0, 2**62) << 1 | 1
+                same = {0: (prefix + row, 0), 1: (prefix, bits), 2: (prefix + row % 5, bits >> 50)}
+                case.sees.append((request, *same[kind]))
+        case.query = torch.randn(len(case.sees), heads, 32, generator=choice).to(dtype)
+        for window in (-1, number(0, 90)):
+            together = case.all(engine, window)
+            alone = [case.attend(engine, [row], window) for row in range(len(case.sees))]
+            assert torch.equal(together, torch.cat(alone))
+            assert_close(together, case.reference(window))
