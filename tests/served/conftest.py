@@ -43,11 +43,10 @@ _ENV = {
         for kind in ("", "routed-")
     },
 }
-# In interpreters of their own, by either command of SGLang's (`test_entry_points`); others are
-# forked.
+# In interpreters of their own, by either command of SGLang's; others are forked.
 _COMMANDS = {
-    "mimo-native": launch_prefix(),
-    "chains-routed": [sys.executable, "-m", "sglang.launch_server"],
+    "mimo-by-serve": launch_prefix(),
+    "chains-by-launch-server": [sys.executable, "-m", "sglang.launch_server"],
 }
 # Each takes 2 to 3 GB, and the suite's other process runs as many beside them.
 _MAX_RUNNING = 3
@@ -148,6 +147,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         # Only so do SGLang's own penalties and processors see the tokens before (`penalties`).
         "mimo-synchronous": (checkpoints.mimo, ("--disable-overlap-schedule", processors)),
         "mimo-native": (checkpoints.mimo, (*speculate, *chat, processors)),
+        "mimo-by-serve": (checkpoints.mimo, speculate),
         "mimo-rejection": (
             checkpoints.mimo,
             (*speculate, "--speculative-use-rejection-sampling"),
@@ -209,6 +209,10 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
                 *(*speculate, draft, str(checkpoints.chains_head), *chat),
                 *("--enable-metrics", "--decode-log-interval", "5"),
             ),
+        ),
+        "chains-by-launch-server": (
+            checkpoints.chains,
+            (*speculate, draft, str(checkpoints.chains_head)),
         ),
         "chains-two-ranks": (checkpoints.chains, two_ranks),
         "chains-routed-two-ranks": (

@@ -27,7 +27,10 @@ def test_engine(engine_runs):
 
 @pytest.mark.parametrize(
     ("kind", "command"),
-    [("mimo-native", "sglang serve"), ("chains-routed", "-m sglang.launch_server")],
+    [
+        ("mimo-by-serve", "sglang serve"),
+        ("chains-by-launch-server", "-m sglang.launch_server"),
+    ],
 )
 def test_server(servers, kind, command):
     url = servers(kind)
@@ -37,5 +40,5 @@ def test_server(servers, kind, command):
     assert command in line
     answer = generate(url, chains.prompt("en"), max_new_tokens=24, ignore_eos=True)
     assert 0 < answer.meta["spec_verify_ct"] < 20
-    if kind == "chains-routed":  # Of the other one's answers, test_equality.py.
+    if kind == "chains-by-launch-server":  # Of the other one's answers, test_equality.py.
         assert list(answer.ids) == list(chains.CYCLES["en"][24:48])

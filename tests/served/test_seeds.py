@@ -13,7 +13,7 @@ from prompts import requests
 
 from fastmtp_sglang.serving.verification.seeds import DETERMINISTIC_SEED
 
-FEW, MANY = 120, 1000
+FEW, MANY = 40, 1000
 PROMPTS = [text for text, _ in requests()[:25]]
 SETTINGS = (
     {},

@@ -126,7 +126,13 @@ def test_up_to_the_last_token_that_fits(servers, kind, reserved):
         generate(servers(kind), prompts[0], max_new_tokens=13)
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 6, "top_p": 0.9, "min_p": 0.15}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="all"),
+        pytest.param({"top_k": 6, "top_p": 0.9, "min_p": 0.15}, id="filtered"),
+    ],
+)
 def test_sampled_siblings_compete_fairly(servers, settings):
     """Two-sample chi-square at each place, as in test_sampling."""
     fast = sampled(servers("mimo-tree"), **settings)
