@@ -24,6 +24,8 @@ from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
 # For the warm process and all that is forked from it, whoever asks for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A process that is forked may have but one thread, and libraries start theirs when imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _COMMON = (
     *("--dtype", "float32", "--max-total-tokens", "30000", "--context-length", "4096"),

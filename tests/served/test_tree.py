@@ -182,9 +182,45 @@ def test_each_branch_drafts_from_its_requests_list(servers):
     assert float(steps["1"]) > 0.8 * verified
 
 
+def numbered(count: int) -> list[tuple[str, int]]:
+    """Distinct prompts, with the number of tokens that their answers have."""
+    return [
+        (f"{i}. {prompt}", tokens)
+        for i, (prompt, tokens) in enumerate(itertools.islice(itertools.cycle(requests()), count))
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mimo-tree", "mimo-tree-pages"])
+def test_many_answers(servers, kind):
+    """400 of each, half of them streamed, and 50 one at a time."""
+    cases = numbered(400)
+    base = generate_all(servers("mimo"), cases, concurrency=16, ignore_eos=True)
+    for stream, part in (
+        (False, slice(0, 200)),
+        (True, slice(200, 400)),
+        (False, slice(0, 400, 8)),
+    ):
+        concurrency = 16 if part.step is None else 1
+        fast = generate_all(
+            servers(kind), cases[part], concurrency=concurrency, ignore_eos=True, stream=stream
+        )
+        assert_equal(fast, base[part])
+
+
 @pytest.mark.slow
 def test_the_real_model(servers):
-    base = generate_all(servers("smollm2"), requests()[::2], concurrency=16)
-    fast = generate_all(servers("smollm2-tree"), requests()[::2], concurrency=16)
-    assert_equal(fast, base)
-    assert acceptance_length(fast) > 1.5
+    """240 answers, half of them streamed, and 24 one at a time."""
+    cases = numbered(240)
+    base = generate_all(servers("smollm2"), cases, concurrency=16)
+    for stream, part in (
+        (False, slice(0, 120)),
+        (True, slice(120, 240)),
+        (False, slice(0, 240, 10)),
+    ):
+        concurrency = 16 if part.step is None else 1
+        fast = generate_all(
+            servers("smollm2-tree"), cases[part], concurrency=concurrency, stream=stream
+        )
+        assert_equal(fast, base[part])
+        assert acceptance_length(fast) > 1.5
