@@ -84,7 +84,9 @@ def test_kill_9_loses_and_repeats_nothing(endpoint, command, tmp_path, read_line
         app([*command, "--temperature", "0.7"], standalone_mode=False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_kill_ends_the_run_and_says_how_to_go_on(endpoint, command, tmp_path, number):
     endpoint.seconds = 0.15
     process = subprocess.Popen(
@@ -106,7 +108,13 @@ def test_kill_ends_the_run_and_says_how_to_go_on(endpoint, command, tmp_path, nu
     assert len(answered_in(tmp_path / "out")) == 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGHUP,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(endpoint, command, tmp_path, number):
     """`nohup fastmtp distill ... &` outlives its terminal."""
     endpoint.seconds = 0.15

@@ -40,6 +40,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_DEVICE}.get_torch_profiler_activity", ""),
     Hook("override", f"{_PLATFORM}.post_load_model", "model"),
     Hook("override", f"{_POOL}:MHATokenToKVPool._init_kv_copy_and_warmup", ""),
+    Hook("override", f"{_POOL}:MHATokenToKVPool._move_kv_cache_impl", "tgt_loc src_loc"),
     Hook(
         "override",
         f"{_ATTENTION}.base_attn_backend:AttentionBackend.init_forward_metadata",

@@ -119,26 +119,15 @@ class Engine:
         as_it_is = MULTIPLIES_PAIRS and bf16 and paired and inputs % 2 == 0
         if bf16 and not as_it_is:
             flat = self.widen(flat)
+        of_weight = weight.panels.data_ptr(), inputs, weight.outputs
+        of_all = 0 if bias is None else bias.data_ptr(), int(bf16), int(paired), int(as_it_is)
         recording = self.recording
         for first in range(0, rows, SWEEP):
             # A tape is swept in turns of so many rows anyway.
             self.recording = None if first else recording
-            self._run(
-                min(SWEEP, rows - first),
-                product.address,
-                flat[first:].data_ptr(),
-                flat.stride(0),
-                out[first:].data_ptr(),
-                weight.outputs,
-                weight.panels.data_ptr(),
-                inputs,
-                weight.outputs,
-                0 if bias is None else bias.data_ptr(),
-                int(bf16),
-                int(paired),
-                int(as_it_is),
-                parts=len(weight.panels),
-            )
+            ends = flat[first:].data_ptr(), flat.stride(0), out[first:].data_ptr(), weight.outputs
+            count = min(SWEEP, rows - first)
+            self._run(count, product.address, *ends, *of_weight, *of_all, parts=len(weight.panels))
         self.recording = recording
         return out.view(*x.shape[:-1], weight.outputs)
 
