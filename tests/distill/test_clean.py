@@ -11,8 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
-from fastmtp_sglang.distill.dedup import Contamination, NearDuplicates, shingles
-from fastmtp_sglang.distill.mixing import draw
 from fastmtp_sglang.distill.quality import ends_in_loop, reasoning_is_open, repeated_share
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
@@ -110,57 +108,6 @@ def test_repeated_share():
     assert repeated_share(np.arange(5), 8) == 0
     ids = np.concatenate([np.arange(108), np.arange(108)])
     assert repeated_share(ids, 8) == pytest.approx(0.5, abs=0.03)
-
-
-def test_near_duplicates():
-    text = sentence(1, 200)
-    seen = NearDuplicates(0.8, 0)
-    assert not seen.seen(text)
-    assert seen.seen(text)
-    assert seen.seen(text.replace("river", "River", 1) + " indeed")
-    assert not seen.seen(sentence(2, 200))
-    assert not seen.seen("short")
-    assert seen.seen("Short")
-
-
-def test_scripts_without_spaces_are_compared_by_character():
-    assert len(shingles("春天来了花开了鸟也叫了")) > 5
-
-
-EVALUATED = [
-    "What is the capital of France?",
-    "Why?",
-    sentence(3, 40),
-    "中国的首都是哪里?",
-]
-
-
-@pytest.mark.parametrize(
-    ("text", "is_held"),
-    [
-        ("what is the CAPITAL of France", True),
-        ("Hey, tell me what is the capital of France, please", True),
-        ("你好, 请问中国的首都是哪里", True),
-        ("What is the capital of Spain?", False),
-        ("Why", True),
-        ("I see. Why? Tell me.", True),
-        ("I know why birds sing", False),
-        (f"He asked: {sentence(3, 40)[30:180]}", True),
-        ("?", False),
-        ("", False),
-    ],
-)
-def test_prompts_of_an_evaluation_inside_other_texts(text, is_held):
-    assert Contamination(EVALUATED).holds(text) is is_held
-
-
-def test_contamination():
-    short, long = "Name a fruit.", sentence(3, 40)
-    evaluation = Contamination([short, long])
-    assert evaluation.holds("name a FRUIT.")
-    assert evaluation.holds(f"Please answer: {long[40:200]} thanks")
-    assert not evaluation.holds("Name a fruit that is red, and tell where it grows.")
-    assert not evaluation.holds(sentence(4, 40))
 
 
 def test_reasons(clean, make):
@@ -277,18 +224,6 @@ def test_mixing_by_weights(clean, make):
     assert report["kept"]["b"]["records"] == 20  # the scarce one is taken whole
     assert tokens["a"] == pytest.approx(tokens["b"], rel=0.06)
     assert report["dropped"]["not drawn by the weights"]["records"] == 80 - len(kept)
-
-
-def test_draw_grows_and_ignores_order():
-    tokens = {"a": {f"a{i}": 10 for i in range(50)}, "b": {f"b{i}": 10 for i in range(50)}}
-    weights = {"a": 3.0, "b": 1.0}
-    small, large = draw(tokens, weights, 200, 0), draw(tokens, weights, 400, 0)
-    assert small < large
-    assert sum(name.startswith("a") for name in large) == 30
-    backwards = {source: dict(reversed(of.items())) for source, of in tokens.items()}
-    assert draw(backwards, weights, 400, 0) == large
-    assert draw(tokens, weights, 400, 1) != large
-    assert draw(tokens, {"a": 0, "b": 1}, None, 0) == set(tokens["b"])
 
 
 @pytest.mark.parametrize(
