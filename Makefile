@@ -14,8 +14,8 @@ demo: $(BIN)/.installed
 
 # Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
 # one process. `make test-slow` runs what is left out: what is nearly shown by others, and costs more.
-OTHER_SERVERS := $(addprefix tests/served/test_,whitelist.py entry_points.py distillation.py bench.py \
-	real_model.py tool_calls.py hidden_states.py)
+OTHER_SERVERS := $(addprefix tests/served/test_,entry_points.py bench.py real_model.py tool_calls.py \
+	hidden_states.py)
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
 	$(SIDE_BY_SIDE) test-servers test-units

@@ -19,7 +19,6 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers import launch
-from fastmtp_sglang.servers.server_process import launch_prefix
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
 BASELINE = "baseline"
@@ -71,8 +70,8 @@ class Model:
         vocabulary: Path | None = None,
         flags: Sequence[str] = (),
     ) -> tuple[str, ...]:
-        """Return the arguments after `sglang serve`; raises FastMTPError as `launch.command`."""
-        whole = launch.command(
+        """Return the arguments after `sglang serve`; raises FastMTPError as `launch.arguments`."""
+        arguments = launch.arguments(
             self.name,
             [*self.flags, *flags],
             draft=draft,
@@ -80,7 +79,7 @@ class Model:
             vocabulary=vocabulary,
             speculation=speculation,
         )
-        return tuple(whole[len(launch_prefix()) :])
+        return tuple(arguments)
 
 
 def redacted(command: str) -> str:

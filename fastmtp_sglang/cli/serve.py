@@ -50,9 +50,10 @@ def serve(
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
     from fastmtp_sglang.models import smollm2
     from fastmtp_sglang.servers.address import require_free_port, require_temporary_folder
-    from fastmtp_sglang.servers.launch import check_speculation, command
+    from fastmtp_sglang.servers.launch import arguments, check_speculation
+    from fastmtp_sglang.servers.server_process import launch_prefix
 
-    arguments = command(
+    flags = arguments(
         model,
         sglang_flags or [],
         draft=draft,
@@ -62,14 +63,15 @@ def serve(
         dtype=dtype,
         progress=_say,
     )
-    print(shlex.join(arguments), flush=True)
+    command = [*launch_prefix(), *flags]
+    print(shlex.join(command), flush=True)
     if not dry_run:
-        require_free_port(arguments)
+        require_free_port(flags)
         require_temporary_folder()
         embedded = model == smollm2.NAME and draft is None and vocabulary is None
         if not no_speculation and not embedded:
-            check_speculation(arguments)
-        os.execvp(arguments[0], arguments)
+            check_speculation(flags)
+        os.execvp(command[0], command)
 
 
 def _say(message: str) -> None:

@@ -24,7 +24,7 @@ from fastmtp_sglang.distill.store import Store
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers import http_client, launch
-from fastmtp_sglang.servers.server_process import ServerProcess, launch_prefix
+from fastmtp_sglang.servers.server_process import ServerProcess
 from fastmtp_sglang.vocabulary.target import Target
 
 # KV cells per conversation in flight for the embedded model: prompt and answer of usual length.
@@ -120,8 +120,8 @@ def own_server(
     if model == smollm2.NAME:
         cells = max(16384, concurrency * _CELLS_PER_CONVERSATION)
         flags += ["--max-total-tokens", str(cells)]
-    command = launch.command(model, [*flags, *sglang_flags], speculation=False, progress=say)
-    path, *rest = command[len(launch_prefix()) + 1 :]  # what follows --model-path
+    arguments = launch.arguments(model, [*flags, *sglang_flags], speculation=False, progress=say)
+    _, path, *rest = arguments
     began = time.monotonic()
     with ServerProcess(path, rest, log_path=log_path, on_wait=on_wait) as server:
         say(f"SGLang is up after {time.monotonic() - began:.0f} s, log in {log_path}")

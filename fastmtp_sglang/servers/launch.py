@@ -1,4 +1,4 @@
-"""The `sglang serve` command for a model: the flags that a person would otherwise look up.
+"""The arguments of `sglang serve` for a model: the flags that a person would otherwise look up.
 
 Fills in the embedded model's paths and the flags that turn FASTMTP on, and leaves every other
 decision to SGLang and to our plugin inside it.
@@ -10,12 +10,11 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.servers.address import last_value
-from fastmtp_sglang.servers.server_process import launch_prefix
 
 _MODEL_FLAGS = ("--model-path", "--model")
 
 
-def command(
+def arguments(
     model: str,
     sglang_flags: list[str],
     *,
@@ -26,7 +25,9 @@ def command(
     dtype: str | None = None,
     progress: cache.Progress = cache.silent,
 ) -> list[str]:
-    """Return the command that serves `model`; builds the embedded model and its head if need be.
+    """Return what follows `sglang serve`: `--model-path`, the path, and flags.
+
+    The embedded model and its head are built if need be.
 
     `dtype` None is `DEFAULT_DTYPE` for the embedded model, SGLang's choice for others. Flags
     given by hand come last and win; `progress` receives lines for people. Raises FastMTPError for
@@ -65,7 +66,7 @@ def command(
         flags += ["--dtype", dtype]
     if speculation:
         flags += speculation_flags(draft, num_steps, vocabulary)
-    return [*launch_prefix(), "--model-path", path, *flags, *sglang_flags]
+    return ["--model-path", path, *flags, *sglang_flags]
 
 
 def speculation_flags(
@@ -82,22 +83,22 @@ def speculation_flags(
     return flags
 
 
-def check_speculation(arguments: list[str]) -> None:
+def check_speculation(flags: list[str]) -> None:
     """Refuse a head or a draft vocabulary that does not fit, half a minute before SGLang would.
 
-    `arguments` are those of `sglang serve` with FASTMTP. What lies on this machine is checked.
+    `flags` are those of `sglang serve` with FASTMTP. What lies on this machine is checked.
     Raises FastMTPError.
     """
     from fastmtp_sglang.head.compatibility import check_compatible
     from fastmtp_sglang.vocabulary.fit import beside_head, load_for
 
-    target = last_value(arguments, "--model-path")
-    head = last_value(arguments, "--speculative-draft-model-path")
+    target = last_value(flags, "--model-path")
+    head = last_value(flags, "--speculative-draft-model-path")
     if target is None or not all(Path(path).is_dir() for path in (target, head or target)):
         return
     try:
         check_compatible(target, head)
-        vocabulary = last_value(arguments, "--speculative-token-map") or beside_head(head or target)
+        vocabulary = last_value(flags, "--speculative-token-map") or beside_head(head or target)
         if vocabulary is not None:
             load_for(vocabulary, target)
     except FastMTPError:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fastmtp_sglang.cli import serve
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
-from fastmtp_sglang.servers import address, launch
+from fastmtp_sglang.servers import address, server_process
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
 SPECULATION = ["--speculative-algorithm", "FASTMTP"]
@@ -23,7 +23,7 @@ SPECULATION = ["--speculative-algorithm", "FASTMTP"]
 
 @pytest.fixture(autouse=True)
 def sglang(monkeypatch):
-    monkeypatch.setattr(launch, "launch_prefix", lambda: ["sglang", "serve"])
+    monkeypatch.setattr(server_process, "launch_prefix", lambda: ["sglang", "serve"])
     monkeypatch.setattr(address, "_SGLANG_PORT", "0")  # another server may run here
 
 
