@@ -86,7 +86,6 @@ def test_step_is_the_formula_for_any_split(pair, tmp_path, per_device, accumulat
         assert logged[f"loss_{step + 1}"] == pytest.approx(mean, abs=1e-3)
 
 
-@pytest.mark.slow  # as test_run.py's two processes, one step
 def test_two_ranks_equal_one(pair, tmp_path):
     """Under DDP, with documents that do not divide by the ranks."""
     script = Path(__file__).with_name("ddp_step.py")
