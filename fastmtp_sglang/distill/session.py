@@ -120,8 +120,9 @@ def own_server(
     if model == smollm2.NAME:
         cells = max(16384, concurrency * _CELLS_PER_CONVERSATION)
         flags += ["--max-total-tokens", str(cells)]
-    arguments = launch.arguments(model, [*flags, *sglang_flags], speculation=False, progress=say)
-    _, path, *rest = arguments
+    _, path, *rest = launch.arguments(
+        model, [*flags, *sglang_flags], speculation=False, progress=say
+    )
     began = time.monotonic()
     with ServerProcess(path, rest, log_path=log_path, on_wait=on_wait) as server:
         say(f"SGLang is up after {time.monotonic() - began:.0f} s, log in {log_path}")

@@ -116,5 +116,6 @@ def test_other_seeds_and_none_give_other_answers(servers):
     fields = {"temperature": 1.0, "max_new_tokens": 12, "ignore_eos": True}
     by_seed = {generate(url, "Once", **fields, sampling_seed=seed).ids for seed in range(8)}
     free = {generate(url, "Once", **fields).ids for _ in range(8)}
-    # Two of eight may be drawn alike.
-    assert min(len(by_seed), len(free)) > 4
+    assert len(by_seed) == 8
+    # Free draws may meet: CI has seen two of eight alike.
+    assert len(free) > 4

@@ -190,22 +190,33 @@ def numbered(count: int) -> list[tuple[str, int]]:
     ]
 
 
+def asked_in_three_ways(
+    url: str, cases: list[tuple[str, int]], base: list[Answer], every: int, **options
+) -> list[list[Answer]]:
+    """Answers to one half of the cases, to the other half streamed, and to some one at a time.
+
+    They must be those of `base`.
+    """
+    half = len(cases) // 2
+    asked = []
+    for part, concurrency, stream in (
+        (slice(half), 16, False),
+        (slice(half, None), 16, True),
+        (slice(None, None, every), 1, False),
+    ):
+        fast = generate_all(url, cases[part], concurrency=concurrency, stream=stream, **options)
+        assert_equal(fast, base[part])
+        asked.append(fast)
+    return asked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mimo-tree", "mimo-tree-pages"])
 def test_many_answers(servers, kind):
     """400 of each, half of them streamed, and 50 one at a time."""
     cases = numbered(400)
     base = generate_all(servers("mimo"), cases, concurrency=16, ignore_eos=True)
-    for stream, part in (
-        (False, slice(0, 200)),
-        (True, slice(200, 400)),
-        (False, slice(0, 400, 8)),
-    ):
-        concurrency = 16 if part.step is None else 1
-        fast = generate_all(
-            servers(kind), cases[part], concurrency=concurrency, ignore_eos=True, stream=stream
-        )
-        assert_equal(fast, base[part])
+    asked_in_three_ways(servers(kind), cases, base, 8, ignore_eos=True)
 
 
 @pytest.mark.slow
@@ -213,14 +224,5 @@ def test_the_real_model(servers):
     """240 answers, half of them streamed, and 24 one at a time."""
     cases = numbered(240)
     base = generate_all(servers("smollm2"), cases, concurrency=16)
-    for stream, part in (
-        (False, slice(0, 120)),
-        (True, slice(120, 240)),
-        (False, slice(0, 240, 10)),
-    ):
-        concurrency = 16 if part.step is None else 1
-        fast = generate_all(
-            servers("smollm2-tree"), cases[part], concurrency=concurrency, stream=stream
-        )
-        assert_equal(fast, base[part])
+    for fast in asked_in_three_ways(servers("smollm2-tree"), cases, base, 10):
         assert acceptance_length(fast) > 1.5

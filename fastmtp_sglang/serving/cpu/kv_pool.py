@@ -26,6 +26,6 @@ class CpuMHATokenToKVPool(MHATokenToKVPool):
             return
         move(
             np.array([buffer.data_ptr() for buffer in buffers]),
-            np.array([buffer[0].nbytes for buffer in buffers]),
+            np.array([buffer.stride(0) * buffer.element_size() for buffer in buffers]),
             *(slots.flatten().long().contiguous().numpy() for slots in (tgt_loc, src_loc)),
         )

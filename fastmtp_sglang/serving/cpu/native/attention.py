@@ -21,7 +21,13 @@ from fastmtp_sglang.serving.cpu.native.emitter import (
 )
 from fastmtp_sglang.serving.cpu.native.exponential import exp
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
-from fastmtp_sglang.serving.cpu.native.passes import FIELDS, PASS_FIELDS, SEEN, VISIBLE
+from fastmtp_sglang.serving.cpu.native.passes import (
+    FIELDS,
+    PASS_FIELDS,
+    SCRATCH_BYTES,
+    SEEN,
+    VISIBLE,
+)
 from fastmtp_sglang.serving.cpu.native.product import multiply
 from fastmtp_sglang.serving.cpu.native.vectors import float_of_bits, largest, widen_row, write_row
 
@@ -211,6 +217,9 @@ def attend(op, rows, given, scratch, start, stop):
     slots_at = places_at + _BITS * 8
     slots_at += -slots_at % 8
     kept, places = floats(kept_at, _BITS), integers(places_at, _BITS)
+    # Where the queries lie, which nobody reads any more by then.
+    shares = floats(scratch, most)
+    slots = integers(slots_at, (scratch + given[SCRATCH_BYTES] - slots_at) // 8)
     table = integers(given[VISIBLE], rows * SEEN)
     for unit in range(start, stop):
         row, key_head = unit // key_heads, unit % key_heads
@@ -225,10 +234,6 @@ def attend(op, rows, given, scratch, start, stop):
         ):
             count += 1
         seen = table[row * SEEN : (row + count) * SEEN]
-        longest = 0
-        for i in range(count):
-            longest = max(longest, seen[i * SEEN + 1])
-        slots = integers(slots_at, longest + _BITS + PANEL)
         first, end, behind, n = _list_slots(seen, count, window, slots)
         stride = (n + PANEL - 1) // PANEL * PANEL
         for i in range(n, stride):
@@ -259,19 +264,18 @@ def attend(op, rows, given, scratch, start, stop):
         step = key_heads * value_size * cache_width
         for query in range(queries):
             at, i = scores_at + query * stride * 4, query // group * SEEN
-            kept_share = _softmax(
+            shares[query] = _softmax(
                 at, seen[i + 1], seen[i + 2], window, first, end, behind, n, scale, places, kept
             )
-            floats(scratch, most)[query] = kept_share
         for query in range(0, queries, SUMS_AT_ONCE):
             at, to = scores_at + query * stride * 4, results_at + query * value_size * 4
             number = min(SUMS_AT_ONCE, queries - query)
             _weighted(at, stride, number, slots_at, n, values, step, to, value_size, half_cache)
         for query in range(queries):
-            at, share = results_at + query * value_size * 4, floats(scratch, most)[query]
+            at = results_at + query * value_size * 4
             result = floats(at, value_size)
             for i in range(value_size):
-                result[i] *= share
+                result[i] *= shares[query]
             head = key_head * group + query % group
             out = op[3] + ((row + query // group) * op[4] + head * value_size) * width
             write_row(at, out, value_size, bf16)
