@@ -2,12 +2,12 @@
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.files.outputs import check_outputs
+from fastmtp_sglang.files.outputs import check_output_folder, check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,6 +139,74 @@ def clean(
     _say(console, f"wrote {output} and {report_path}")
 
 
+@app.command()
+def prompts(
+    output: Annotated[
+        Path, typer.Option(help="New folder: one file of prompts a kind, and report.json.")
+    ],
+    number: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts to make.")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=W", help="Weight of a kind; 1 where none is given. Repeatable."),
+    ] = None,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="IN",
+            help="Records of `fastmtp distill` whose answers are texts to ask about, beside those "
+            "of the installed packages. Repeatable.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Prompts of an evaluation, as `distill --prompts` takes them: none of the prompts "
+            "quotes them. Repeatable.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+) -> None:
+    """Make prompts of many kinds from the texts and functions of the installed Python packages."""
+    from fastmtp_sglang.distill.tasks.maker import TasksReport, make_tasks, parse_mix, write_tasks
+
+    mix = parse_mix(kind or [])
+    check_output_folder("--output", output)
+    if output.is_dir() and any(output.iterdir()):
+        raise FastMTPError(f"--output {output}: holds files already; give a new folder")
+    from rich.console import Console
+
+    from fastmtp_sglang.distill.prompts import open_prompts
+    from fastmtp_sglang.distill.records import read_records
+    from fastmtp_sglang.distill.tasks.material import Material
+    from fastmtp_sglang.files.atomic import write_json
+
+    excluded = _excluded(open_prompts(exclude or [], flag="--exclude"))
+    material = Material(own=[record.answer for record in read_records(texts or [])])
+    report = TasksReport()
+    console = Console()
+    with _counting_bar(console, number) as advance:
+        rows = make_tasks(material, mix, number, seed, excluded, report)
+        write_tasks(output, rows, advance)
+    summary = report.summary()
+    write_json(output / "report.json", {**summary, "seed": seed, "mix": mix})
+    _print_tasks(console, summary)
+    _say(console, f"next: fastmtp distill --model MODEL --prompts {output} --output DATA")
+
+
+def _print_tasks(console: "Console", summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("kind", "prompts", "median words", "most words")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, counts in summary["kinds"].items():
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
+    console.print(table)
+    for reason, count in summary["left_out"].items():
+        _say(console, f"left out: {count:,} x {reason}")
+
+
 def _check_flags(
     output: Path,
     min_tokens: int,
@@ -226,6 +294,16 @@ def _reading_bar(console: "Console", files: list[Path]) -> "Iterator[Callable[[i
     task = bar.add_task("", total=sum(file.stat().st_size for file in files))
     with bar:
         yield lambda position: bar.update(task, completed=position)
+
+
+@contextlib.contextmanager
+def _counting_bar(console: "Console", number: int) -> "Iterator[Callable[[], None]]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    bar = Progress(TextColumn("making"), BarColumn(), MofNCompleteColumn(), console=console)
+    task = bar.add_task("", total=number)
+    with bar:
+        yield lambda: bar.advance(task)
 
 
 def _print_report(console: "Console", report: "CleanReport") -> None:

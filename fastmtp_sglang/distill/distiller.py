@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any
 
 from fastmtp_sglang.distill.chat import ChatTemplate
@@ -96,7 +97,7 @@ class Distiller:
         Raises FastMTPError as `EndpointPool` and `Store` do; what is answered is kept.
         """
         rows = [_smallest(source.total, limit) for source in sources]
-        known = [count for count in rows if count is not None]
+        known = [total for total in rows if total is not None]
         total = sum(known) * self.settings.samples if len(known) == len(rows) else None
         await self._run(_rows_of(sources, limit, self.settings.samples), total)
 
@@ -295,12 +296,16 @@ class Distiller:
 
 
 def _rows_of(sources: list[PromptSource], limit: int | None, samples: int) -> Iterator[Work]:
-    for source in sources:
-        for index, opening in enumerate(source.conversations()):
-            if index == limit:
-                break
-            for sample in range(samples):
-                yield Work(f"{source.name}/{index}/{sample}", source.name, opening)
+    """Take the sources in turn, so that a run that is ended early has some of each."""
+    streams = [(source.name, islice(source.conversations(), limit)) for source in sources]
+    for index in count():
+        openings = [(name, next(rows, None)) for name, rows in streams]
+        if all(opening is None for _, opening in openings):
+            return
+        for name, opening in openings:
+            if opening is not None:
+                for sample in range(samples):
+                    yield Work(f"{name}/{index}/{sample}", name, opening)
 
 
 def _smallest(rows: int | None, limit: int | None) -> int | None:

@@ -67,14 +67,14 @@ class PromptSource:
 def open_prompts(specs: list[str], flag: str = "--prompts") -> list[PromptSource]:
     """Open the sources and read the first row of each.
 
-    A spec is `[NAME=]FILE` (.jsonl, .json, .parquet) or
-    `[NAME=]datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]`. `flag` is what errors
-    name.
+    A spec is `[NAME=]FILE` (.jsonl, .json, .parquet),
+    `[NAME=]datasets:NAME[?config=C&split=S&column=FIELD&data_files=F]`, or a folder, which stands
+    for the .jsonl files in it. `flag` is what errors name.
 
     Raises FastMTPError when one is missing, empty, begins with a bad row, has a name that cannot be
     written, or two share a name.
     """
-    sources = [PromptSource(spec, flag) for spec in specs]
+    sources = [PromptSource(file, flag) for spec in specs for file in _files_of(spec, flag)]
     for index, source in enumerate(sources):
         if not source.name.isprintable():
             # Records and the manifest name their source.
@@ -107,6 +107,16 @@ def read_starts(path: Path, flag: str = "--prompt-starts") -> list[str]:
     if not starts:
         raise FastMTPError(f"{flag} {path}: holds no lines")
     return starts
+
+
+def _files_of(spec: str, flag: str) -> list[str]:
+    """Return the specs of a folder's files; anything else is a spec of its own."""
+    if not Path(spec).is_dir():
+        return [spec]
+    files = sorted(map(str, Path(spec).glob("*.jsonl")))
+    if not files:
+        raise FastMTPError(f"{flag} {spec}: is a folder without .jsonl files")
+    return files
 
 
 def _file_rows(given: str, path: Path) -> Callable[[], Iterator[Any]]:
