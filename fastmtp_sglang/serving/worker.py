@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
+    from fastmtp_sglang.serving.cpu.lean_step import LeanStep
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +62,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         largest: the shape that the flags name; what is drafted may change, within it.
         draft_head: the last layer over per-request lists; None drafts from all tokens.
         record: what trees drafted, where shapes are chosen among.
+        lean_step: how a CPU computes the steps of ordinary batches, where it can.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
         )
         self.draft_head: DraftHead | MaskedDraftHead | None = None
         self.record: DraftRecord | None = None
+        self.lean_step: LeanStep | None = None
         self._deferred_keys: DeferredKeys | None = None
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
         weight_updates.remember(target_worker.model_config)
@@ -178,7 +182,17 @@ class FastMTPDraftWorker(EagleDraftWorker):
         if self.topk < self.largest.top_k:
             first.topk_p = first.topk_p[:, : self.topk]
             first.topk_index = first.topk_index[:, : self.topk]
+        if self.speculative_num_steps == self.topk == 1 and self.record is None:
+            lean_step = self.lean_step_for(batch)
+            if lean_step is not None:
+                return lean_step.draft_one(batch)
         return super().draft(batch, **kwargs)
+
+    def lean_step_for(self, batch: ScheduleBatch) -> LeanStep | None:
+        """The short way to a step, if there is one for this batch."""
+        return (
+            self.lean_step if self.lean_step is not None and self.lean_step.suits(batch) else None
+        )
 
     def draft_forward(self, forward_batch: ForwardBatch) -> Any:
         """Draft; the first tokens come from the preceding draft extension."""
@@ -209,8 +223,15 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 batch_result.accept_lens,
             )
             self._routing_log.step()
+        lean_step = self.lean_step
         if self.speculative_num_steps == 0 and self._deferred_keys is not None:
             self._deferred_keys.owe(batch, batch_result)
+        elif (
+            self.speculative_num_steps > 0
+            and lean_step is not None
+            and lean_step.suits_extension(batch)
+        ):
+            lean_step.extend(batch, batch_result, self.largest.top_k)
         else:
             with self._scoring_only_for_drafts(), self._for_any_shape():
                 super()._draft_extend_for_decode(batch, batch_result, **kwargs)
@@ -283,10 +304,25 @@ class FastMTPWorker(EAGLEWorkerV2):
             self._watch = AcceptanceWatch()
         EmittedDrafts(self._learn).install()
 
+    def init_cuda_graphs(self) -> None:
+        """Where all is in place, see what a CPU can do without SGLang's forward batches."""
+        super().init_cuda_graphs()
+        if isinstance(current_platform, FastMTPCpuPlatform):
+            draft = self.draft_worker
+            draft.lean_step = current_platform.lean_step(
+                self.target_worker.model_runner, draft.draft_runner, draft.draft_head
+            )
+            if draft.lean_step is not None:
+                logger.info("Ordinary batches are decoded by sweeps of recorded passes.")
+
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         """Verify drafts; what trees drafted tells the policy about other shapes."""
         requests, slots = [request.rid for request in batch.reqs], batch.req_pool_indices
-        result = super().verify(batch, *args, **kwargs)
+        lean_step = self.draft_worker.lean_step
+        if lean_step is not None and lean_step.suits(batch):
+            result = lean_step.verify(batch)
+        else:
+            result = super().verify(batch, *args, **kwargs)
         if self._adaptive is not None and self.topk > 1:
             record, shape = self.draft_worker.record, self._adaptive.latest
             decided, lengths = result.next_token_ids, result.accept_lens

@@ -315,6 +315,7 @@ def servers(checkpoints, warm, tmp_path_factory):
         running[kind].check_alive()
         return running[kind].url
 
+    url.logs = logs
     yield url
     for server in running.values():
         server.stop()

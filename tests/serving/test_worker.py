@@ -16,7 +16,8 @@ from fastmtp_sglang.serving.worker import EagleDraftWorker, FastMTPDraftWorker
 def draft_worker(largest, top_k, head=None):
     worker = object.__new__(FastMTPDraftWorker)
     worker.largest, worker.topk, worker.draft_head = TreeShape.parse(largest), top_k, head
-    worker._deferred_keys = worker.record = None
+    worker._deferred_keys = worker.record = worker.lean_step = None
+    worker.speculative_num_steps = worker.largest.num_steps
     return worker
 
 

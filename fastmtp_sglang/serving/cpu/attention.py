@@ -47,6 +47,31 @@ def visibility(
     return seen
 
 
+def rows_of_verification(
+    requests: Tensor, seq_lens: Tensor, verify_input: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What rows that are verified see, as `visibility` takes it.
+
+    Args:
+        requests: integer [B].
+        seq_lens: integer [B], keys before the rows'.
+        verify_input: SGLang's `EagleVerifyInput` of n rows a request: a chain, a tree or one row.
+    """
+    n = verify_input.draft_token_num
+    if verify_input.topk == 1 or n == 1:
+        return *chains(requests, seq_lens, n), None
+    seen = of_verified_tree(seq_lens, verify_input.custom_mask, n)
+    rows = requests.long().repeat_interleave(n)
+    return rows, seen.prefix.flatten(), seen.tree.flatten()
+
+
+def chains(requests: Tensor, seq_lens: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """What n rows a request see, behind integer seq_lens [B] keys: each a key more."""
+    requests, prefix = requests.long(), seq_lens.long().unsqueeze(1) + torch.arange(1, n + 1)
+    # `repeat_interleave` takes ten times as long.
+    return requests.unsqueeze(1).expand_as(prefix).flatten(), prefix.flatten()
+
+
 class CpuAttnBackend(AttentionBackend):
     """SGLang's attention interface over the native operators.
 
@@ -84,20 +109,12 @@ class CpuAttnBackend(AttentionBackend):
         seq_lens = forward_batch.seq_lens.to(torch.int64)
         if mode.is_decode():
             return requests, seq_lens, None
-        if mode.is_target_verify() or mode.is_draft_extend_v2():
-            if mode.is_target_verify():
-                spec = forward_batch.spec_info
-                n = spec.draft_token_num
-                if spec.topk > 1 and n > 1:
-                    seen = of_verified_tree(seq_lens, spec.custom_mask, n)
-                    return requests.repeat_interleave(n), seen.prefix.flatten(), seen.tree.flatten()
-                offsets = torch.arange(1, n + 1)
-            else:
-                # seq_lens already counts the rows that are being appended.
-                n = forward_batch.input_ids.shape[0] // forward_batch.batch_size
-                offsets = torch.arange(1 - n, 1)
-            prefix = (seq_lens.unsqueeze(1) + offsets).flatten()
-            return requests.repeat_interleave(n), prefix, None
+        if mode.is_target_verify():
+            return rows_of_verification(requests, seq_lens, forward_batch.spec_info)
+        if mode.is_draft_extend_v2():
+            # seq_lens already counts the rows that are being appended.
+            n = forward_batch.input_ids.shape[0] // forward_batch.batch_size
+            return *chains(requests, seq_lens - n, n), None
         extend = forward_batch.extend_seq_lens.to(torch.int64)
         ends = extend.cumsum(0)
         within = torch.arange(int(ends[-1])) - (ends - extend).repeat_interleave(extend)

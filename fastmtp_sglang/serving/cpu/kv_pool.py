@@ -4,6 +4,7 @@ import numpy as np
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
+from fastmtp_sglang.serving.cpu.native.memory import use_huge_pages
 from fastmtp_sglang.serving.cpu.native.moves import move
 
 
@@ -13,6 +14,11 @@ class CpuMHATokenToKVPool(MHATokenToKVPool):
     The accepted path of a tree is moved to where a chain would lie: a few rows of every layer,
     after each verification.
     """
+
+    def _create_buffers(self) -> None:
+        super()._create_buffers()
+        for buffer in (*self.k_buffer, *self.v_buffer):
+            use_huge_pages(buffer)
 
     def _init_kv_copy_and_warmup(self) -> None:
         self._kv_copy_config = None

@@ -143,6 +143,19 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         draft_pass.install(runner)
 
+    def lean_step(self, target: Any, draft: Any, draft_head: Any) -> Any:
+        """A `LeanStep` of two model runners and the draft's last layer, None if there can be none.
+
+        Args:
+            target: the target's runner.
+            draft: the draft's.
+            draft_head: over lists; None or another one drafts from all tokens.
+        """
+        from fastmtp_sglang.serving.cpu.lean_step import LeanStep
+
+        possible = LeanStep.possible(target, draft, draft_head)
+        return LeanStep(target, draft, draft_head) if possible else None
+
 
 # torch's compiler looks the function below the cache up by this attribute.
 @functools.wraps(_get_device_module)

@@ -48,6 +48,11 @@ def forget(model: torch.nn.Module) -> None:
             module.__dict__[_TAPES].clear()
 
 
+def tape(owner: torch.nn.Module, mode: Any) -> Tape | None:
+    """What has been recorded of a model's body, or of a head, in a forward mode."""
+    return owner.__dict__.get(_TAPES, {}).get(mode)
+
+
 def _forward(
     owner: torch.nn.Module,
     stock: Any,
@@ -88,10 +93,10 @@ def _forward(
     mode = forward_batch.forward_mode
     if mode not in tapes:
         tapes[mode] = _record(stock, backend, forward_batch, given, of_rows)
-    tape = tapes[mode]
-    if tape is None or any(x.stride(1) != 1 or x.stride(0) != x.shape[1] for x in given):
+    recorded = tapes[mode]
+    if recorded is None or any(x.stride(1) != 1 or x.stride(0) != x.shape[1] for x in given):
         return as_before()
-    return tape.sweep(len(input_ids), given, **of_rows)
+    return recorded.sweep(len(input_ids), given, **of_rows)
 
 
 def _record(
@@ -111,11 +116,11 @@ def _record(
     try:
         with Recording(engine(), given, **of_rows) as recording:
             output = stock(of_rows["ids"], of_rows["positions"], batch, *given)
-        tape = recording.tape(output)
+        recorded = recording.tape(output)
     except NotRecordable as reason:
         logger.info("The model's layers run one by one: %s cannot be recorded.", reason)
         return None
     finally:
         backend.visible = visible
-    logger.info("The model's layers are recorded: %d native operators.", len(tape))
-    return tape
+    logger.info("The model's layers are recorded: %d native operators.", len(recorded))
+    return recorded

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmtp_sglang.serving.cpu.native import memory
 from fastmtp_sglang.serving.cpu.native.emitter import PANEL
 
 
@@ -30,7 +31,8 @@ class Packed:
         count, steps = -(-outputs // PANEL), -(-inputs // together)
         padded = torch.zeros(count * PANEL, steps * together, dtype=weight.dtype)
         padded[:outputs, :inputs] = weight
-        panels = padded.view(count, PANEL, steps, together).transpose(1, 2).contiguous()
+        turned = padded.view(count, PANEL, steps, together).transpose(1, 2)
+        panels = memory.empty(tuple(turned.shape), weight.dtype).copy_(turned)
         return Packed(panels, outputs, inputs)
 
     def rows(self) -> Tensor:

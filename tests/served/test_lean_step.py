@@ -1,0 +1,61 @@
+"""A batch that wants nothing but tokens is decoded by sweeps, any other one in SGLang's way: both
+give the same tokens, and the same drafts accepted.
+
+Log-probabilities are what makes a batch take SGLang's way here.
+Run alone: pytest tests/served/test_lean_step.py (starts four servers, two of them of SmolLM2)
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import chains
+import httpx
+import pytest
+from client import TIMEOUT
+from prompts import requests
+
+SAMPLINGS = [
+    {"temperature": 0},
+    {"temperature": 0.8, "top_p": 0.9, "sampling_seed": 5},
+    {"temperature": 0, "repetition_penalty": 1.2, "frequency_penalty": 0.3},
+    {"temperature": 0, "logit_bias": {"11": 4.0, "30": -5.0}},
+]
+# What one decides and counts of it.
+COUNTS = ("spec_verify_ct", "spec_num_correct_drafts", "spec_accepted_per_step", "finish_reason")
+
+
+def answer(url: str, prompt: str | list[int], sampling: dict, with_logprobs: bool) -> tuple:
+    key = "text" if isinstance(prompt, str) else "input_ids"
+    sampling = {"max_new_tokens": 24, "ignore_eos": True, **sampling}
+    body = {key: prompt, "sampling_params": sampling, "return_logprob": with_logprobs}
+    response = httpx.post(f"{url}/generate", json=body, timeout=TIMEOUT)
+    response.raise_for_status()
+    meta = response.json()["meta_info"]
+    assert bool(meta.get("output_token_logprobs")) == with_logprobs
+    return response.json()["output_ids"], {name: meta[name] for name in COUNTS}
+
+
+@pytest.mark.parametrize(
+    "kind", ["smollm2-fastmtp", "smollm2-tree", "chains-routed", "chains-tree"]
+)
+def test_both_ways_say_the_same(servers, kind):
+    url = servers(kind)
+    prompts = [text for text, _ in requests()[::9]][:3]
+    if kind.startswith("chains"):
+        prompts = [chains.prompt("en")]
+    for sampling in SAMPLINGS:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            ways = [
+                list(pool.map(lambda p: answer(url, p, sampling, way), prompts))  # noqa: B023
+                for way in (False, True)
+            ]
+        assert ways[0] == ways[1]
+
+
+def test_they_are_ways_of_one_server(servers):
+    """The log says where the short way is open."""
+    for kind in ("chains-routed", "chains-tree"):
+        servers(kind)
+    logs = {path.stem: path.read_text() for path in servers.logs.glob("chains-*.log")}
+    assert {"chains-routed", "chains-tree"} <= logs.keys()
+    line = "Ordinary batches are decoded by sweeps of recorded passes"
+    assert all(line in logs[kind] for kind in ("chains-routed", "chains-tree"))
