@@ -181,21 +181,60 @@ class SeededRows:
     positions: Tensor
     logits: Tensor | None
 
-    def tokens(self, probs: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Draw what follows each row, given probabilities [B, n, V] that nothing has filtered.
+    def tokens(
+        self, probs: Tensor, candidates: Tensor, parent: Tensor, depth: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Draw what follows each row that verification can reach.
+
+        Of a tree these are at most K + 1 rows a request, each a child of the one before it.
+
+        Args:
+            probs: float32 [B, n, V], that nothing has filtered.
+            candidates: int64 [B, n], tokens of the rows.
+            parent: int64 [B, n], from `tree_links.parents`.
+            depth: K + 1.
 
         Returns:
-            Of requests that sample alike, their indices, int64 [S], and their tokens [S, n].
+            Of requests that sample alike, their indices, int64 [S], and their tokens [S, n]; 0 for
+            a row that is not reached.
         """
         logprobs = None
         if self.logits is not None:
             # As a trainer in bfloat16 computes it, and so SGLang's sampler.
             scaled = self.logits.bfloat16().div(self.info.temperatures.unsqueeze(2)).bfloat16()
             logprobs = torch.log_softmax(scaled, dim=-1)
+        if candidates.shape[1] <= depth:
+            return [
+                (kind.requests, draw(kind, probs, self.positions, self.info, logprobs))
+                for kind in self.info.seeded
+            ]
         return [
-            (kind.requests, draw(kind, probs, self.positions, self.info, logprobs))
+            (kind.requests, self._down(kind, probs, candidates, parent, depth, logprobs))
             for kind in self.info.seeded
         ]
+
+    def _down(
+        self,
+        kind: Seeded,
+        probs: Tensor,
+        candidates: Tensor,
+        parent: Tensor,
+        depth: int,
+        logprobs: Tensor | None,
+    ) -> Tensor:
+        """The tokens [S, n] of a walk down each tree, from the root to `depth` rows."""
+        request = torch.arange(len(probs), device=probs.device)
+        row = torch.zeros_like(request)
+        tokens = torch.zeros_like(candidates)
+        for _ in range(depth):
+            here = request, row
+            at = [x if x is None else x[here].unsqueeze(1) for x in (probs, logprobs)]
+            drawn = draw(kind, at[0], self.positions[here].unsqueeze(1), self.info, at[1])
+            tokens[kind.requests, row[kind.requests]] = drawn.squeeze(1)
+            right = (parent == row.unsqueeze(1)) & (candidates == tokens[here].unsqueeze(1))
+            # Without such a child the walk stays, and draws the same again.
+            row = torch.where(right.any(1), right.int().argmax(1), row)
+        return tokens[kind.requests]
 
 
 def make_certain(requests: Tensor, tokens: Tensor, probs: Tensor, coins: Tensor) -> None:

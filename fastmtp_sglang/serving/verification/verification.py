@@ -29,6 +29,7 @@ from fastmtp_sglang.serving.verification.penalties import (
     PrefillPenalties,
 )
 from fastmtp_sglang.serving.verification.seeds import SeededRows, make_certain
+from fastmtp_sglang.serving.verification.tree_links import parents
 
 if TYPE_CHECKING:
     from sglang.srt.constrained.base_grammar_backend import GrammarMask
@@ -187,8 +188,15 @@ class Verification:
 
     def _verify(self, sampler: Callable[..., None], *, target_probs: Tensor, **kwargs: Any) -> None:
         """Let SGLang's sampler accept tokens by filtered target probabilities [B, n, V]."""
-        # From what nothing has filtered yet: SGLang's seeded sampling has an order of its own.
-        decided = self._seeded.tokens(target_probs) if self._seeded else []
+        decided = []
+        if self._seeded:
+            # From what nothing has filtered yet: SGLang's seeded sampling has an order of its own.
+            decided = self._seeded.tokens(
+                target_probs,
+                kwargs["candidates"],
+                parents(kwargs["retrive_next_token"], kwargs["retrive_next_sibling"]),
+                depth=kwargs["accept_index"].shape[1],
+            )
         if self._filters is not None and not (self._seeded and self._seeded.info.all_seeded):
             target_probs = target_distribution(
                 target_probs.flatten(0, 1),

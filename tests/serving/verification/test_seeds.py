@@ -259,3 +259,42 @@ def test_sglangs_sampler_obeys_seeds_and_leaves_the_others(monkeypatch):
         assert drawn(info, 1, positions.view(3, 1)) == {1: [tokens[1]], 2: [tokens[2]]}
         free.add(tokens[0].item())
     assert len(free) > 3
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 4, "top_p": 0.9}])
+def test_of_a_tree_only_what_can_be_reached_is_drawn(monkeypatch, filters):
+    """The rows on each request's way have the tokens that drawing all rows gives."""
+    source = torch.Generator().manual_seed(SEED)
+    # Row 0 has the children 1, 2, 3; row 1 has 4, row 2 has 5 and 6.
+    parent = torch.tensor([[-1, 0, 0, 0, 1, 2, 2]]).expand(200, -1)
+    n, depth = parent.shape[1], 3
+    requests = [params(sampling_seed=seed, **filters) if seed % 4 else FREE for seed in range(200)]
+    info = batch_of(*requests)
+    probs = torch.rand(200, n, VOCAB, generator=source).softmax(2)
+    candidates = torch.stack([torch.randperm(VOCAB, generator=source)[:n] for _ in range(200)])
+    positions = torch.tensor([5, 6, 6, 6, 7, 7, 7]).expand(200, n)
+    (kind,) = info.seeded
+    every = draw(kind, probs, positions, info)
+    counted = []
+    stock = seeds.draw
+    monkeypatch.setattr(
+        seeds, "draw", lambda *args: (counted.append(args[1].shape[1]), stock(*args))[1]
+    )
+    rows = seeds.SeededRows(info, positions, None)
+    ((which, tokens),) = rows.tokens(probs, candidates, parent, depth)
+    assert torch.equal(which, kind.requests)
+    assert counted == [1] * depth
+    lengths = set()
+    for index, request in enumerate(which.tolist()):
+        row, length = 0, 0
+        while row is not None:
+            assert tokens[index, row] == every[index, row]
+            length += 1
+            following = [
+                child
+                for child in range(n)
+                if parent[request, child] == row and candidates[request, child] == every[index, row]
+            ]
+            row = following[0] if following else None
+        lengths.add(length)
+    assert lengths == {1, 2, 3}
