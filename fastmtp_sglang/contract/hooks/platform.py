@@ -132,6 +132,30 @@ HOOKS: tuple[Hook, ...] = (
         "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
         "positions query key offsets fused_set_kv_buffer_arg",
     ),
+    # Steps of ordinary batches.
+    Hook("override", f"{_POOL}:MHATokenToKVPool._create_buffers", ""),
+    Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.init_cuda_graphs", ""),
+    *(
+        Hook("read", f"sglang.srt.models.{model}.forward", "input_ids positions forward_batch")
+        for model in ("llama:LlamaForCausalLM", "qwen2:Qwen2ForCausalLM")
+    ),
+    *(
+        Hook("call", f"sglang.srt.{name}")
+        for name in (
+            *("managers.utils:GenerationBatchResult", "speculative.eagle_info:EagleVerifyInput"),
+            "layers.logits_processor:LogitsProcessorOutput",
+            "utils.async_probe:maybe_detect_inf",
+            "utils.async_probe:maybe_detect_nan",
+            "layers.dp_attention:is_dp_attention_enabled",
+        )
+    ),
+    Hook("call", "sglang.srt.utils.common:fast_topk", "values topk dim"),
+    Hook(
+        "call",
+        f"{_SPEC}.eagle_worker_common:_finalize_accept_tree_path",
+        "batch accept_index accept_lens predict logits_output bs token_to_kv_pool_allocator "
+        "num_draft_tokens",
+    ),
     # The head's passes.
     Hook(
         "override",
