@@ -128,8 +128,7 @@ class LeanStep:
         )
         seen = rows_of_verification(batch.req_pool_indices, batch.seq_lens, verify_input)
         hidden_states = self._sweep(
-            replay.tape(self._target.model.model, ForwardMode.TARGET_VERIFY),
-            *(batch, verify_input.draft_token, verify_input.positions),
+            *(self._target.model.model, batch, verify_input.draft_token, verify_input.positions),
             visibility(self._req_to_token, *seen),
         )
         output = LogitsProcessorOutput(self._logits(hidden_states), hidden_states=hidden_states)
@@ -167,13 +166,12 @@ class LeanStep:
         """
         size = len(batch.seq_lens)
         n = len(result.next_token_ids) // size
+        batch.forward_mode = ForwardMode.DRAFT_EXTEND_V2
         states = self._sweep(
-            replay.tape(self._head, ForwardMode.DRAFT_EXTEND_V2),
-            *(batch, result.next_token_ids, _count_from(batch.seq_lens, n)),
+            *(self._head, batch, result.next_token_ids, _count_from(batch.seq_lens, n)),
             visibility(self._req_to_token, *chains(batch.req_pool_indices, batch.seq_lens, n)),
             result.logits_output.hidden_states,
         )
-        batch.forward_mode = ForwardMode.DRAFT_EXTEND_V2
         states = states[torch.arange(0, size * n, n) + result.accept_lens - 1]
         self._draft_head.batch = batch
         shares = self._draft_head.score(states)
@@ -187,13 +185,16 @@ class LeanStep:
 
     def _sweep(
         self,
-        tape: replay.Tape,
+        owner: torch.nn.Module,
         batch: ScheduleBatch,
         ids: Tensor,
         positions: Tensor,
         visible: Tensor,
         *inputs: Tensor,
     ) -> Tensor:
+        """The output of a recorded pass, in the batch's forward mode."""
+        tape = replay.tape(owner, batch.forward_mode)
+        assert tape is not None  # `suits` has seen it
         of_rows = {
             "ids": ids.to(torch.int64),
             "positions": positions.to(torch.int64),
