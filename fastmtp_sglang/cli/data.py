@@ -228,16 +228,11 @@ def _check_flags(
 
 
 def _weights(texts: list[str]) -> dict[str, float]:
+    from fastmtp_sglang.distill.mixing import parse_weight
+
     weights: dict[str, float] = {}
     for text in texts:
-        name, _, number = text.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
-        # Infinity and nan are floats too.
-        if not name or not 0 <= value < float("inf"):
-            raise FastMTPError(f"--weight {text}: must have the form SOURCE=NUMBER, 0 or more")
+        name, value = parse_weight("--weight", "SOURCE", text)
         if name in weights:
             raise FastMTPError(f"--weight {text}: {name} is given twice")
         weights[name] = value

@@ -11,6 +11,22 @@ from collections.abc import Mapping
 from fastmtp_sglang.errors import FastMTPError
 
 
+def parse_weight(flag: str, name: str, text: str) -> tuple[str, float]:
+    """Read `NAME=NUMBER`; `flag` and `name` are what errors call the option and its names.
+
+    Raises FastMTPError without a name, or for a number that is negative or no finite one.
+    """
+    found, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    # Infinity and nan are floats too.
+    if not found or not 0 <= value < float("inf"):
+        raise FastMTPError(f"{flag} {text}: must have the form {name}=NUMBER, 0 or more")
+    return found, value
+
+
 def draw(
     tokens: Mapping[str, Mapping[str, int]],
     weights: Mapping[str, float],

@@ -190,9 +190,9 @@ class FastMTPDraftWorker(EagleDraftWorker):
 
     def lean_step_for(self, batch: ScheduleBatch) -> LeanStep | None:
         """The short way to a step, if there is one for this batch."""
-        return (
-            self.lean_step if self.lean_step is not None and self.lean_step.suits(batch) else None
-        )
+        if self.lean_step is not None and self.lean_step.suits(batch):
+            return self.lean_step
+        return None
 
     def draft_forward(self, forward_batch: ForwardBatch) -> Any:
         """Draft; the first tokens come from the preceding draft extension."""
@@ -223,14 +223,10 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 batch_result.accept_lens,
             )
             self._routing_log.step()
-        lean_step = self.lean_step
+        lean_step = self.lean_step_for(batch)
         if self.speculative_num_steps == 0 and self._deferred_keys is not None:
             self._deferred_keys.owe(batch, batch_result)
-        elif (
-            self.speculative_num_steps > 0
-            and lean_step is not None
-            and lean_step.suits_extension(batch)
-        ):
+        elif self.speculative_num_steps > 0 and lean_step is not None and lean_step.can_extend():
             lean_step.extend(batch, batch_result, self.largest.top_k)
         else:
             with self._scoring_only_for_drafts(), self._for_any_shape():
@@ -318,8 +314,8 @@ class FastMTPWorker(EAGLEWorkerV2):
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         """Verify drafts; what trees drafted tells the policy about other shapes."""
         requests, slots = [request.rid for request in batch.reqs], batch.req_pool_indices
-        lean_step = self.draft_worker.lean_step
-        if lean_step is not None and lean_step.suits(batch):
+        lean_step = self.draft_worker.lean_step_for(batch)
+        if lean_step is not None:
             result = lean_step.verify(batch)
         else:
             result = super().verify(batch, *args, **kwargs)

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from fastmtp_sglang.distill.dedup import Contamination
+from fastmtp_sglang.distill.mixing import parse_weight
 from fastmtp_sglang.distill.tasks.kinds import KINDS
 from fastmtp_sglang.distill.tasks.material import Material
 from fastmtp_sglang.errors import FastMTPError
@@ -51,15 +52,9 @@ def parse_mix(texts: Sequence[str]) -> dict[str, float]:
     """Read `KIND=WEIGHT`; kinds that are not named keep the weight 1. Raises FastMTPError."""
     mix = dict.fromkeys(KINDS, 1.0)
     for text in texts:
-        kind, _, number = text.partition("=")
+        kind, weight = parse_weight("--kind", "KIND", text)
         if kind not in KINDS:
             raise FastMTPError(f"--kind {text}: {kind!r} is none of {', '.join(KINDS)}")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = -1.0
-        if not 0 <= weight < float("inf"):
-            raise FastMTPError(f"--kind {text}: must have the form KIND=NUMBER, 0 or more")
         mix[kind] = weight
     if not any(mix.values()):
         raise FastMTPError("--kind: all weights are 0, so nothing would be made")

@@ -144,6 +144,7 @@ def _is_passage(text: str) -> bool:
     return len(text.split()) >= PASSAGE_WORDS[0] and not _LEGAL.search(text)
 
 
+@lru_cache(maxsize=32)
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST:

@@ -86,10 +86,9 @@ class LeanStep:
             or replay.tape(self._target.model.model, ForwardMode.TARGET_VERIFY) is None
         )
 
-    def suits_extension(self, batch: ScheduleBatch) -> bool:
+    def can_extend(self) -> bool:
         """Whether the head's pass is recorded too."""
-        tape = replay.tape(self._head, ForwardMode.DRAFT_EXTEND_V2)
-        return tape is not None and self.suits(batch)
+        return replay.tape(self._head, ForwardMode.DRAFT_EXTEND_V2) is not None
 
     def draft_one(self, batch: ScheduleBatch) -> EagleVerifyInput:
         """What is verified of a chain of one draft, which the step before has made."""

@@ -22,6 +22,8 @@ from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from sglang.srt.sampling.sampling_params import TOP_K_ALL
 from torch import Tensor
 
+from fastmtp_sglang.serving.verification.tree_links import parents
+
 # What SGLang's deterministic inference takes for a request without a seed.
 DETERMINISTIC_SEED = 42
 # Modules that bind the class under its own name.
@@ -182,7 +184,7 @@ class SeededRows:
     logits: Tensor | None
 
     def tokens(
-        self, probs: Tensor, candidates: Tensor, parent: Tensor, depth: int
+        self, probs: Tensor, candidates: Tensor, links: tuple[Tensor, Tensor], depth: int
     ) -> list[tuple[Tensor, Tensor]]:
         """Draw what follows each row that verification can reach.
 
@@ -191,7 +193,7 @@ class SeededRows:
         Args:
             probs: float32 [B, n, V], that nothing has filtered.
             candidates: int64 [B, n], tokens of the rows.
-            parent: int64 [B, n], from `tree_links.parents`.
+            links: int64 [B, n] twice, as `tree_links.parents` takes them.
             depth: K + 1.
 
         Returns:
@@ -203,13 +205,16 @@ class SeededRows:
             # As a trainer in bfloat16 computes it, and so SGLang's sampler.
             scaled = self.logits.bfloat16().div(self.info.temperatures.unsqueeze(2)).bfloat16()
             logprobs = torch.log_softmax(scaled, dim=-1)
-        if candidates.shape[1] <= depth:
-            return [
-                (kind.requests, draw(kind, probs, self.positions, self.info, logprobs))
-                for kind in self.info.seeded
-            ]
+        tree = None
+        if candidates.shape[1] > depth:
+            tree = candidates, parents(*links)
         return [
-            (kind.requests, self._down(kind, probs, candidates, parent, depth, logprobs))
+            (
+                kind.requests,
+                draw(kind, probs, self.positions, self.info, logprobs)
+                if tree is None
+                else self._down(kind, probs, *tree, depth, logprobs),
+            )
             for kind in self.info.seeded
         ]
 

@@ -29,7 +29,6 @@ from fastmtp_sglang.serving.verification.penalties import (
     PrefillPenalties,
 )
 from fastmtp_sglang.serving.verification.seeds import SeededRows, make_certain
-from fastmtp_sglang.serving.verification.tree_links import parents
 
 if TYPE_CHECKING:
     from sglang.srt.constrained.base_grammar_backend import GrammarMask
@@ -194,7 +193,7 @@ class Verification:
             decided = self._seeded.tokens(
                 target_probs,
                 kwargs["candidates"],
-                parents(kwargs["retrive_next_token"], kwargs["retrive_next_sibling"]),
+                (kwargs["retrive_next_token"], kwargs["retrive_next_sibling"]),
                 depth=kwargs["accept_index"].shape[1],
             )
         if self._filters is not None and not (self._seeded and self._seeded.info.all_seeded):

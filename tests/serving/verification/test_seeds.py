@@ -267,6 +267,8 @@ def test_of_a_tree_only_what_can_be_reached_is_drawn(monkeypatch, filters):
     source = torch.Generator().manual_seed(SEED)
     # Row 0 has the children 1, 2, 3; row 1 has 4, row 2 has 5 and 6.
     parent = torch.tensor([[-1, 0, 0, 0, 1, 2, 2]]).expand(200, -1)
+    first_child = torch.tensor([[1, 4, 5, -1, -1, -1, -1]]).expand(200, -1)
+    sibling = torch.tensor([[-1, 2, 3, -1, -1, 6, -1]]).expand(200, -1)
     n, depth = parent.shape[1], 3
     requests = [params(sampling_seed=seed, **filters) if seed % 4 else FREE for seed in range(200)]
     info = batch_of(*requests)
@@ -281,7 +283,7 @@ def test_of_a_tree_only_what_can_be_reached_is_drawn(monkeypatch, filters):
         seeds, "draw", lambda *args: (counted.append(args[1].shape[1]), stock(*args))[1]
     )
     rows = seeds.SeededRows(info, positions, None)
-    ((which, tokens),) = rows.tokens(probs, candidates, parent, depth)
+    ((which, tokens),) = rows.tokens(probs, candidates, (first_child, sibling), depth)
     assert torch.equal(which, kind.requests)
     assert counted == [1] * depth
     lengths = set()
