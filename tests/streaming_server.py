@@ -91,13 +91,20 @@ class _Handler(BaseHTTPRequestHandler):
             reply = fake.first.pop(0) if fake.first else None
             fake.in_flight += 1
             fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
+        self.counted = True
         try:
             if isinstance(reply, tuple):
+                self._leave()
                 return self._reply(*reply)
             self._stream(fake.answers(body) if reply is None else reply)
         finally:
-            with fake.lock:
-                fake.in_flight -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """No longer in flight: said before the last bytes, for a client asks again once it has them."""
+        with self.fake.lock:
+            self.fake.in_flight -= self.counted
+            self.counted = False
 
     def _allowed(self) -> bool:
         given = self.headers.get("Authorization")
@@ -113,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for piece in pieces:
+            if piece is None or piece == DONE:
+                self._leave()
             if piece is None:
                 self.close_connection = True
                 return self.connection.close()
@@ -121,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
             else:
                 time.sleep(piece)
+        self._leave()
         self.wfile.write(b"0\r\n\r\n")
 
     def _reply(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
