@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._leave()
 
     def _leave(self) -> None:
-        """No longer in flight: said before the last bytes, for a client asks again once it has them."""
+        """Not in flight any more: before the last bytes, at which a client may ask again."""
         with self.fake.lock:
             self.fake.in_flight -= self.counted
             self.counted = False

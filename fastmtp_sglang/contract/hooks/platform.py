@@ -164,7 +164,12 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook("call", "sglang.srt.model_executor.model_runner:ModelRunnerOutput"),
     Hook("call", "sglang.srt.model_executor.forward_context:has_forward_context", ""),
-    # Seeds and deterministic inference on it.
+    # Sampling, seeds and deterministic inference on it.
+    Hook(
+        "override",
+        "sglang.srt.layers.sampler:sampling_from_probs_torch",
+        "probs sampling_seed positions",
+    ),
     Hook(
         "override",
         "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",

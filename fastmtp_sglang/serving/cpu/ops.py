@@ -19,6 +19,7 @@ from fastmtp_kernels.torch_draft import TorchDraftLogits
 from fastmtp_sglang.serving.cpu import sampling, tree
 from fastmtp_sglang.serving.cpu.native import routes
 from fastmtp_sglang.serving.routing.router import Router
+from fastmtp_sglang.serving.verification.filters import Filters
 
 
 def assign_extend_cache_locs(
@@ -175,6 +176,7 @@ def install() -> None:
         factory.draft_model_runner
     )
     _select_eagerly()
+    Filters.at_once = staticmethod(sampling.keep_largest)
     Router.advance_on_host = staticmethod(advance_routes)
     TorchDraftLogits.packer = staticmethod(fused.draft_product)
     TorchDraftLogits.chooser = staticmethod(fused.draft_best)

@@ -1,74 +1,128 @@
-"""Sampling for verification on a CPU: what SGLang has only as CUDA kernels, in torch.
+"""Sampling for verification on a CPU: what SGLang has as CUDA kernels, or in torch where
+whole rows are sorted.
 
 Shapes: bs requests, n = K + 1 rows each, V vocabulary entries. Probabilities are float32.
 """
 
 import torch
+from torch import Tensor
 
-# Entries among which a nucleus is looked for first: a full sort of 49,152 takes 9 ms.
-_NUCLEUS = 512
+from fastmtp_sglang.serving.cpu.native import draws, filtering
+from fastmtp_sglang.serving.cpu.native.engine import engine
 
 
-def top_k_renorm(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
-    """Keep the top_ks[i] largest entries of row i (ties at the edge included) and renormalize.
+def keep_largest(
+    probs: Tensor,
+    top_ks: Tensor | None = None,
+    top_ps: Tensor | None = None,
+    min_ps: Tensor | None = None,
+) -> Tensor:
+    """Keep of each row what all of its filters keep, and renormalize.
 
-    With top_ks[i] = 1, which is how SGLang marks a greedy request among sampled ones, only the
-    first maximum stays: the token that argmax takes.
+    Each filter sees the whole row, and none stands for one that keeps all. Of equal probabilities
+    at the edge those of the lowest ids are kept; so top-k 1, which is how SGLang marks a greedy
+    request among sampled ones, keeps the token that argmax takes.
+
+    Args:
+        probs: float32 [rows, V].
+        top_ks: integer [rows], how many are kept at most.
+        top_ps: float32 [rows]; the fewest are kept whose sum reaches it.
+        min_ps: float32 [rows], of the largest; what is below that is not kept.
+
+    Returns:
+        float32 [rows, V].
     """
-    limit = top_ks.clamp(1, probs.shape[1]).to(torch.int64)
-    widest = int(limit.max())
-    if widest == probs.shape[1]:
-        ordered = probs.sort(dim=1, descending=True).values
-    else:
-        ordered = probs.topk(widest, dim=1).values
-    threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
-    kept = torch.where(probs >= threshold, probs, 0.0)
-    greedy = limit == 1
-    kept[greedy] = 0.0
-    kept[greedy, probs[greedy].argmax(1)] = 1.0
-    return kept / kept.sum(1, keepdim=True)
+    probs = probs.contiguous()
+    kept = torch.empty_like(probs)
+    limits = _limits(len(probs), top_ks, top_ps, min_ps)
+    engine().run(
+        len(probs),
+        filtering.keep.address,
+        *(probs.data_ptr(), probs.shape[1], *(limit.data_ptr() for limit in limits)),
+        kept.data_ptr(),
+        parts_a_row=1,
+    )
+    return kept
 
 
-def top_p_renorm(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
-    """Keep the fewest largest entries of row i whose sum reaches top_ps[i] and renormalize."""
-    kept = probs.clone()
-    # 1 keeps all, also what lies behind the point where rounded sums have reached it.
-    left = (top_ps < 1).nonzero().squeeze(1)
-    for width in (min(_NUCLEUS, probs.shape[1]), probs.shape[1]):
-        if len(left) == 0:
-            break
-        rows, limit = probs[left], top_ps[left].unsqueeze(1)
-        if width < probs.shape[1]:
-            ordered, index = rows.topk(width, dim=1)
-        else:
-            ordered, index = rows.sort(dim=1, descending=True)
-        total = ordered.cumsum(1)
-        nucleus = torch.where(total - ordered < limit, ordered, 0.0)
-        kept[left] = torch.zeros_like(rows).scatter_(1, index, nucleus)
-        # What lies behind the first entries is out only once their sum has reached the limit.
-        left = left[total[:, -1] < limit.squeeze(1)]
-    return kept / kept.sum(1, keepdim=True)
+def top_k_renorm(probs: Tensor, top_ks: Tensor) -> Tensor:
+    """`keep_largest` as SGLang asks for top-k alone."""
+    return keep_largest(probs, top_ks=top_ks)
+
+
+def top_p_renorm(probs: Tensor, top_ps: Tensor) -> Tensor:
+    """`keep_largest` as SGLang asks for top-p alone."""
+    return keep_largest(probs, top_ps=top_ps)
+
+
+def sample_from(probs: Tensor, coins: Tensor) -> Tensor:
+    """Draw one index per row by inverting its cumulative sum, in float64.
+
+    Args:
+        probs: float32 [rows, V], not negative, not necessarily normalized, sum above 0.
+        coins: float32 [rows], uniform in [0, 1).
+
+    Returns:
+        int64 [rows]; never an index of probability 0.
+    """
+    probs, coins = probs.contiguous(), coins.contiguous()
+    drawn = torch.empty(len(probs), dtype=torch.int64)
+    engine().run(
+        len(probs),
+        draws.draw.address,
+        *(probs.data_ptr(), probs.shape[1], coins.data_ptr(), drawn.data_ptr()),
+        parts_a_row=1,
+    )
+    return drawn
+
+
+def sample_seeded(
+    probs: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    filters: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Draw one index per row as SGLang's `multinomial_with_seed` does; a row's depends on it alone.
+
+    Args:
+        probs: float32 [rows, V].
+        seeds: integer [rows].
+        positions: integer [rows], of which 32 bits count.
+        filters: top-k, top-p and min-p as `keep_largest` takes them. With them SGLang hashes the
+            ranks of tokens, which are in the order of their ids where probabilities are equal.
+
+    Returns:
+        int64 [rows].
+    """
+    probs = probs.contiguous()
+    seeds, positions = seeds.long().contiguous(), positions.long().contiguous()
+    limits = _limits(len(probs), *(filters or (None, None, None)))
+    drawn = torch.empty(len(probs), dtype=torch.int64)
+    engine().run(
+        len(probs),
+        draws.draw_seeded.address,
+        *(probs.data_ptr(), probs.shape[1], *(limit.data_ptr() for limit in limits)),
+        *(seeds.data_ptr(), positions.data_ptr(), drawn.data_ptr(), int(filters is not None)),
+        parts_a_row=1,
+    )
+    return drawn
+
+
+def _limits(
+    rows: int, top_ks: Tensor | None, top_ps: Tensor | None, min_ps: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The filters as operators read them, one entry a row."""
+    everything = torch.iinfo(torch.int64).max
+    return (
+        torch.full((rows,), everything) if top_ks is None else top_ks.long().contiguous(),
+        torch.ones(rows) if top_ps is None else top_ps.float().contiguous(),
+        torch.zeros(rows) if min_ps is None else min_ps.float().contiguous(),
+    )
 
 
 def row_argmax(x: torch.Tensor) -> torch.Tensor:
     """Return the first largest entry of each row, int64 [rows]; the name `x` is SGLang's."""
     return x.argmax(dim=-1)
-
-
-def sample_from(probs: torch.Tensor, coins: torch.Tensor) -> torch.Tensor:
-    """Draw one index per row by inverting its cumulative sum.
-
-    Args:
-        probs: [rows, V], not negative, not necessarily normalized, sum above 0.
-        coins: [rows], uniform in [0, 1).
-
-    Returns:
-        int64 [rows]; never an index of probability 0.
-    """
-    cumulative = probs.to(torch.float64).cumsum(1)
-    point = coins.to(torch.float64) * cumulative[:, -1]
-    # right=True steps past entries of probability 0 that end exactly at the point.
-    return torch.searchsorted(cumulative, point.unsqueeze(1), right=True).squeeze(1)
 
 
 def sample_chain_from_proposal(

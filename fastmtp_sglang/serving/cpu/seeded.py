@@ -1,4 +1,4 @@
-"""Seeded sampling on a CPU: the hash that SGLang has for GPUs, and a sort that ends early.
+"""Sampling on a CPU, with and without seeds: the hash that SGLang has for GPUs, and no sorting.
 
 SGLang looks both up in `sglang.srt.layers.sampler`; `install` puts ours there, and lets
 --enable-deterministic-inference take this platform's operators as they are: the bits of a row
@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmtp_sglang.serving.cpu import sampling
+
 _LOW = 0xFFFFFFFF
-# Entries among which a filter's are looked for first: a full sort of 49,152 takes 4 ms a row.
-_FIRST = 512
-# More than what rounding adds to a sum of probabilities.
-_ROUNDING = 1e-5
 
 
 def murmur_hash32(seed: Tensor, positions: Tensor, col_indices: Tensor) -> Tensor:
@@ -54,6 +52,17 @@ def _rotated(x: Tensor, left: int) -> Tensor:
     return (x << left | x >> (32 - left)) & _LOW
 
 
+def sample(
+    probs: Tensor,
+    sampling_seed: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """SGLang's `sampling_from_probs_torch`: one token a row of [rows, V], int32 [rows]."""
+    if sampling_seed is None or positions is None:
+        return sampling.sample_from(probs, torch.rand(len(probs))).int()
+    return sampling.sample_seeded(probs, sampling_seed, positions).int()
+
+
 def sample_filtered(
     stock: Callable[..., Any],
     probs: Tensor,
@@ -63,33 +72,23 @@ def sample_filtered(
     need_min_p_sampling: bool,
     sampling_seed: Tensor | None,
     positions: Tensor,
+    max_top_k: int | None = None,
     **options: Any,
 ) -> Any:
-    """SGLang's sampling from filtered probabilities [rows, V], which sorts whole rows for a seed.
+    """SGLang's `top_k_top_p_min_p_sampling_from_probs_torch`, without sorting whole rows.
 
-    A row of which all that its filters keep is among the largest is sampled from these, with the
-    same result but among tokens of equal probability, which no sort has in a certain order. What a
-    row gets depends on that row alone.
+    Of equal probabilities at the edge of what is kept, and among ranks that are hashed with a seed,
+    the lowest ids come first; SGLang's sort has no certain order of these.
     """
-    if sampling_seed is None or options or probs.shape[1] <= _FIRST:
+    if options:
         return stock(
             *(probs, top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions),
-            **options,
+            **{"max_top_k": max_top_k, **options},
         )
-    tokens = torch.empty(len(probs), dtype=torch.int32)
-    largest, ids = probs.topk(_FIRST, dim=1)
-    few = (top_ks <= _FIRST) | (largest.sum(1) > top_ps + _ROUNDING)
-    for rows, entries, names in ((few, largest, ids), (~few, probs, None)):
-        if not rows.any():
-            continue
-        places = stock(
-            *(entries[rows], top_ks[rows], top_ps[rows], min_ps[rows], need_min_p_sampling),
-            *(sampling_seed[rows], positions[rows]),
-        )
-        if names is not None:
-            places = names[rows].gather(1, places.long().unsqueeze(1)).squeeze(1).int()
-        tokens[rows] = places
-    return tokens
+    filters = top_ks, top_ps, min_ps if need_min_p_sampling else torch.zeros(len(probs))
+    if sampling_seed is None:
+        return sample(sampling.keep_largest(probs, *filters))
+    return sampling.sample_seeded(probs, sampling_seed, positions, filters).int()
 
 
 def _nothing_to_do(enable_bmm: bool = True) -> None:
@@ -115,6 +114,7 @@ def install(*, deterministic: bool) -> None:
     # Compiled by SGLang, which takes a C++ compiler and seconds.
     drawn = sampler.multinomial_with_seed
     sampler.multinomial_with_seed = getattr(drawn, "_torchdynamo_orig_callable", drawn)
+    sampler.sampling_from_probs_torch = sample
     sampler.top_k_top_p_min_p_sampling_from_probs_torch = functools.partial(
         sample_filtered, sampler.top_k_top_p_min_p_sampling_from_probs_torch
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -31,6 +31,9 @@ class Filters:
         one_after_another: a row with a min-p takes the top-p of what its top-k leaves. SGLang's
             sampler does with FlashInfer; without it, all three see the whole distribution.
     """
+
+    # A platform's own way to apply all three to the whole distribution: probabilities, then these.
+    at_once: ClassVar[Callable[..., Tensor] | None] = None
 
     top_ks: Tensor | None
     top_ps: Tensor | None
@@ -76,6 +79,8 @@ def target_distribution(
     Returns:
         float32 [rows, V], each row's sum 1.
     """
+    if Filters.at_once is not None and not filters.one_after_another:
+        return Filters.at_once(probs, filters.top_ks, filters.top_ps, filters.min_ps)
     kept = probs
     if filters.top_ks is not None:
         kept = top_k_renorm(probs, filters.top_ks)

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from fastmtp_sglang.serving.cpu.sampling import (
+    keep_largest,
     sample_from,
     top_k_renorm,
     top_p_renorm,
@@ -56,17 +57,10 @@ def test_top_k_keeps_the_largest(vocabulary):
         torch.testing.assert_close(result.double(), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_top_k_of_narrow_limits_equals_that_of_wide_ones():
-    """A batch without wide limits takes another route through torch."""
-    probs = random_probs(3, 200)
-    limits = torch.tensor([5, 9, 1])
-    wide = top_k_renorm(torch.cat((probs, probs[:1])), torch.cat((limits, torch.tensor([200]))))
-    assert torch.equal(top_k_renorm(probs, limits), wide[:3])
-
-
-def test_top_k_keeps_ties_at_the_edge():
+def test_top_k_keeps_no_more_where_equals_lie_at_the_edge():
+    """The first of them: bfloat16 logits have many, and SGLang's sampler keeps k."""
     probs = torch.tensor([[0.1, 0.2, 0.2, 0.2, 0.3]])
-    expected = torch.tensor([[0.0, 0.2, 0.2, 0.2, 0.3]]) / 0.9
+    expected = torch.tensor([[0.0, 0.4, 0.0, 0.0, 0.6]])
     torch.testing.assert_close(top_k_renorm(probs, torch.tensor([2])), expected)
 
 
@@ -116,6 +110,53 @@ def test_top_p_1_keeps_everything():
 def test_top_p_below_the_largest_is_greedy():
     probs = torch.tensor([[0.1, 0.6, 0.3]])
     assert top_p_renorm(probs, torch.tensor([1e-6])).tolist() == [[0.0, 1.0, 0.0]]
+
+
+# --- all of them ---
+
+
+def kept_of_sorted(
+    probs: torch.Tensor, k: torch.Tensor, p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """`keep_largest` in float64, by sorting."""
+    ordered, order = probs.double().sort(dim=1, descending=True, stable=True)
+    before = ordered.cumsum(1) - ordered
+    k, p, min_p = (limits.unsqueeze(1) for limits in (k, p, min_p))
+    inside = (torch.arange(probs.shape[1]) < k) & ((p >= 1) | (before < p.double()))
+    inside &= ordered >= ordered[:, :1] * min_p.double()
+    kept = torch.zeros_like(ordered).scatter_(1, order, torch.where(inside, ordered, 0.0))
+    return kept / kept.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_every_filter_sees_the_whole_row(case):
+    """Rows of any width, steep and flat, some with equal entries, some mostly zeros."""
+    g = generator(case)
+    width = int(torch.randint(1, 3000, (), generator=g))
+    logits = torch.randn(6, width, generator=g) * 4 * torch.rand(6, 1, generator=g)
+    if case % 3 == 0:
+        logits = logits.bfloat16().float()
+    probs = logits.softmax(1)
+    if case % 5 == 0:
+        probs = torch.where(probs >= probs.median(1, keepdim=True).values, probs, 0.0)
+
+    def sometimes(values: torch.Tensor, otherwise: float) -> torch.Tensor:
+        return torch.where(torch.rand(6, generator=g) < 0.5, values, otherwise)
+
+    filters = (
+        sometimes(torch.randint(1, 60, (6,), generator=g), 1 << 30),
+        sometimes(torch.rand(6, generator=g), 1.0),
+        sometimes(torch.rand(6, generator=g) * 0.3, 0.0),
+    )
+    kept = keep_largest(probs, *filters)
+    expected = kept_of_sorted(probs, *filters)
+    assert torch.equal(kept > 0, expected > 0)
+    torch.testing.assert_close(kept.double(), expected, atol=0, rtol=1e-5)
+    coins = torch.rand(6, generator=g)
+    cumulative = kept.double().cumsum(1)
+    point = (coins.double() * cumulative[:, -1]).unsqueeze(1)
+    drawn = torch.searchsorted(cumulative, point, right=True).squeeze(1)
+    assert torch.equal(sample_from(kept, coins), drawn)
 
 
 # --- draws ---

@@ -24,6 +24,7 @@ def installed(monkeypatch):
         (murmur_hash, "murmur_hash32"),
         (sampler, "murmur_hash32"),
         (sampler, "multinomial_with_seed"),
+        (sampler, "sampling_from_probs_torch"),
         (sampler, "top_k_top_p_min_p_sampling_from_probs_torch"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
@@ -47,7 +48,7 @@ def test_the_hash_is_that_of_sglangs_kernel(monkeypatch):
 @pytest.mark.parametrize("spread", [0.5, 6.0])
 @pytest.mark.parametrize("top_k", [1, 7, 512, 513, TOP_K_ALL])
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 1.0])
-def test_an_early_end_changes_no_token(installed, spread, top_k, top_p):
+def test_filters_without_a_sort_change_no_token(installed, spread, top_k, top_p):
     """Flat rows, of which the first entries hold little, and steep ones."""
     rows, vocab = 24, 4096
     generator = torch.Generator().manual_seed(SEED)
@@ -60,11 +61,24 @@ def test_an_early_end_changes_no_token(installed, spread, top_k, top_p):
     )
     seeds, positions = torch.arange(rows) * 7919, torch.arange(rows)
     arguments = (probs, *filters, seeds, positions)
-    early = sampler.top_k_top_p_min_p_sampling_from_probs_torch
-    tokens = early(*arguments)
-    assert torch.equal(tokens, early.args[0](*arguments))
-    lone = [early(*(a[r : r + 1] if torch.is_tensor(a) else a for a in arguments)) for r in (3, 11)]
+    ours = sampler.top_k_top_p_min_p_sampling_from_probs_torch
+    tokens = ours(*arguments)
+    assert torch.equal(tokens, ours.args[0](*arguments))
+    lone = [ours(*(a[r : r + 1] if torch.is_tensor(a) else a for a in arguments)) for r in (3, 11)]
     assert torch.cat(lone).tolist() == tokens[[3, 11]].tolist()
+
+
+@pytest.mark.parametrize("spread", [0.5, 6.0])
+def test_few_logarithms_change_no_token(installed, spread):
+    rows, vocab = 64, 3000
+    generator = torch.Generator().manual_seed(SEED + 1)
+    probs = (spread * torch.randn(rows, vocab, generator=generator)).softmax(1)
+    probs[:, 1::3] = 0.0
+    seeds = torch.randint(-(2**62), 2**62, (rows,), generator=generator)
+    positions = torch.randint(0, 10_000, (rows,), generator=generator)
+    theirs = sampler.multinomial_with_seed(probs.log(), seeds, positions).squeeze(1)
+    ours = sampler.sampling_from_probs_torch(probs, sampling_seed=seeds, positions=positions)
+    assert torch.equal(ours, theirs.int())
 
 
 def test_rows_without_a_seed_are_sglangs(installed):
