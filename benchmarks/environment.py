@@ -40,7 +40,11 @@ def environment() -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], path: Path, command: str) -> None:
-    """Write `result` with the environment and the command that gave it, atomically, as JSON."""
+    """Write `result` with the environment and the command that gave it, atomically, as JSON.
+
+    The folder is made if need be: a measurement of many minutes must not be lost at its end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"command": command, "environment": environment(), **result})
 
 

@@ -104,7 +104,8 @@ def numbers(flag: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
         values = [kind(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or not min(values) > 0:
+    # Of numbers among which one is NaN, the least may be another.
+    if not values or not all(value > 0 for value in values):
         raise FastMTPError(f"{flag} {text}: give numbers above 0 between commas, such as 1,8,32")
     return list(dict.fromkeys(values))
 

@@ -15,8 +15,6 @@ from fastmtp_benchmarks.configurations import (
     redacted,
     vocabulary_size,
 )
-from fastmtp_benchmarks.sweep import sweep_configurations
-from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
@@ -116,28 +114,6 @@ def test_endpoints():
             parse_endpoints([text])
     with pytest.raises(FastMTPError, match="given twice"):
         parse_endpoints(["a=http://x", "a=http://y"])
-
-
-def test_a_sweep(model, head, tmp_path):
-    files = [str(vocabulary(tmp_path / "v" / f"{name}.safetensors")) for name in ("8k", "16k")]
-    served = Model(model, str(head), flags=("--page-size", "16"))
-    shapes = [TreeShape.of(1), TreeShape.of(4), TreeShape.of(3, 8, 12)]
-    found = sweep_configurations(served, shapes, ["full", *files], tmp_path)
-    assert [configuration.name for configuration in found] == [
-        "baseline",
-        *(f"{shape}-{name}" for shape in ("k1", "k4", "3x8x12") for name in ("full", "8k", "16k")),
-    ]
-    chain, tree = found[6].served, found[9].served
-    assert "--speculative-num-steps 4 --speculative-token-map" in chain
-    assert "topk" not in chain
-    assert tree.endswith(
-        "--speculative-num-steps 3 --speculative-token-map "
-        f"{files[1]} --page-size 16 --speculative-eagle-topk 8 --speculative-num-draft-tokens 12"
-    )
-    with pytest.raises(FastMTPError, match="two are called 8k"):
-        sweep_configurations(served, shapes, [files[0]] * 2, tmp_path)
-    with pytest.raises(FastMTPError, match="--vocabulary nowhere is not a file"):
-        sweep_configurations(served, shapes, ["nowhere"], tmp_path)
 
 
 def test_the_size_of_a_vocabulary_is_its_largest_list(tmp_path):

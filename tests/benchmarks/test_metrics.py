@@ -27,16 +27,6 @@ def test_what_is_not_told_is_none_and_not_one(record):
     assert metrics.acceptance_length(counters(5, 0)) == 1.0
 
 
-def test_drafts_behind_the_end_were_not_emitted():
-    """vllm#56101: K=3, every draft right, 6 tokens: 2.5 tokens a verification."""
-    told = counters(2, 6, [0, 0, 0, 2]).emitted(5)
-    assert metrics.acceptance_length(told) == 2.5
-    assert told.histogram is None
-    exact = counters(2, 3, [1, 0, 0, 1])
-    assert exact.emitted(5) == exact
-    assert counters(3, 2).emitted(2).accepted_drafts == 0
-
-
 def test_acceptance_per_step_adds_up_to_the_length():
     # 10 verifications: 2 accept none, 3 one, 1 two, 4 three drafts: 17 drafts.
     told = counters(10, 17, [2, 3, 1, 4])
@@ -129,27 +119,6 @@ def test_turns_after_a_difference_are_not_the_same_prompts(record):
     ]
     paired = Paired.of(base, other)
     assert (len(paired.base), paired.diverged) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "position"),
-    [
-        ({"token_ids": [1, 2, 3]}, {"token_ids": [1, 2, 3]}, None),
-        ({"token_ids": [1, 2, 3]}, {"token_ids": [1, 9, 3]}, 1),
-        ({"token_ids": [1, 2, 3]}, {"token_ids": [1, 2]}, 2),
-        ({"token_ids": [], "text": "x"}, {"token_ids": [1], "text": "x"}, 0),
-        # One of the two has no ids: characters, reasoning first.
-        ({"token_ids": [1], "text": "abc"}, {"text": "abd"}, 2),
-        ({"reasoning": "hm", "text": "abc"}, {"reasoning": "hm", "text": "abc"}, None),
-        ({"reasoning": "hm", "text": "abc"}, {"reasoning": "ha", "text": "abc"}, 1),
-    ],
-)
-def test_first_difference(record, one, other, position):
-    first, second = record(**one), record(**other)
-    assert first.first_difference(second) == position
-    assert Paired.of([first], [second]).differences() == (
-        [] if position is None else [("a", 0, position)]
-    )
 
 
 def test_intervals_hold_the_figure(record):

@@ -9,7 +9,6 @@ import types
 
 import pytest
 
-from fastmtp_benchmarks.shapes import parse_shape, shape_task
 from fastmtp_benchmarks.task import Conversation, Task
 from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.errors import FastMTPError
@@ -87,55 +86,6 @@ def test_a_data_set(monkeypatch, tmp_path):
     assert asked[0][1]["split"] == "test"
 
 
-HUB_ROWS = {
-    "HuggingFaceH4/mt_bench_prompts": [{"prompt": ["a", "b"]}],
-    "HuggingFaceH4/MATH-500": [{"problem": "1+1"}],
-    "ceval/ceval-exam": [{"question": "x____", "A": "1", "B": "2", "C": "3", "D": "4"}] * 20,
-    "json": [
-        {"category": "qa", "turns": ["who"], "question_content": "code this"},
-        {"category": "rag", "turns": ["text who"], "question_content": "code that"},
-        {"category": "summarization", "turns": ["Summarize: x"], "question_content": "code"},
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "count"),
-    [
-        ("mt_bench", ("a", "b"), 1),
-        ("math_500", "1+1\nPlease reason step by step", 1),
-        ("qa", ("who",), 1),
-        ("rag", ("text who",), 1),
-        ("summarization", ("Summarize: x",), 1),
-        ("livecodebench", ("code this",), 3),
-        ("c_eval", "以下是中国关于注册会计师考试的单项选择题", 80),
-    ],
-)
-def test_the_tasks_of_the_paper_from_the_hub(monkeypatch, name, first, count):
-    datasets = types.ModuleType("datasets")
-    datasets.load_dataset = lambda path, **options: HUB_ROWS[path]
-    monkeypatch.setitem(sys.modules, "datasets", datasets)
-    (task,) = load_tasks([f"hub:{name}"])
-    turns = task.conversations[0].turns
-    assert turns == first if isinstance(first, tuple) else turns[0].startswith(first)
-    assert (task.name, len(task.conversations)) == (name, count)
-    assert len({conversation.id for conversation in task.conversations}) == count
-
-
-def test_a_hub_that_cannot_be_reached(monkeypatch):
-    datasets = types.ModuleType("datasets")
-
-    def load_dataset(path, **options):
-        raise ConnectionError("no network")
-
-    datasets.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", datasets)
-    with pytest.raises(FastMTPError, match=r"--task hub:qa: .*no network.*local \.jsonl"):
-        load_tasks(["hub:qa"])
-    with pytest.raises(FastMTPError, match="--task hub:nothing: unknown; there are mt_bench"):
-        load_tasks(["hub:nothing"])
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
@@ -161,42 +111,3 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(FastMTPError, match="not valid JSON"):
         load_tasks([str(tmp_path / "a.jsonl")])
-
-
-def test_the_digest_follows_the_questions():
-    task = Task("t", (Conversation("a", ("x",)),))
-    assert task.digest == Task("other", task.conversations).digest
-    assert task.digest != Task("t", (Conversation("a", ("y",)),)).digest
-    assert task.digest != Task("t", (Conversation("a", ("x",), output_length=3),)).digest
-
-
-class Words:
-    """A tokenizer of words."""
-
-    def encode(self, text, add_special_tokens):
-        return text.split()
-
-    def decode(self, ids):
-        return " ".join(ids)
-
-
-def test_throughput_prompts_have_their_length_and_no_common_prefix():
-    texts = [Task("t", tuple(Conversation(str(i), (f"a{i} b{i} c{i}",)) for i in range(10)))]
-    task = shape_task(parse_shape("7x5"), 6, Words(), texts)
-    prompts = [conversation.turns[0].split() for conversation in task.conversations]
-    assert [len(prompt) for prompt in prompts] == [7] * 6
-    assert len({prompt[0] for prompt in prompts}) == 6
-    assert {conversation.output_length for conversation in task.conversations} == {5}
-    assert task.name == "throughput 7x5"
-    assert len(shape_task((100, 5), 6, Words(), texts).conversations[5].turns[0].split()) == 100
-
-
-@pytest.mark.parametrize("text", ["7", "0x5", "7x", "7x5x3", "axb"])
-def test_bad_shapes(text):
-    with pytest.raises(FastMTPError, match=f"--shape {text}: give prompt tokens x output tokens"):
-        parse_shape(text)
-
-
-def test_shapes_need_text():
-    with pytest.raises(FastMTPError, match="--shape: there is no text"):
-        shape_task((7, 5), 6, Words(), [])

@@ -2,7 +2,6 @@ import pytest
 import torch
 from kernel_cases import assert_matches_reference, draft, draft_sharded, random_case
 
-from fastmtp_kernels.draft_logits import DraftOptions
 from fastmtp_kernels.factory import make_draft_logits
 from fastmtp_kernels.slots import DraftSlots
 from fastmtp_kernels.torch_draft import TorchDraftLogits
@@ -63,41 +62,3 @@ def test_an_empty_batch_gives_empty_tensors():
     draft_logits = make_draft_logits(torch.eye(4), DraftSlots.build({"en": [1]}, 4))
     tokens = draft_logits(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
     assert tokens.ids.shape == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("scale", 0.0),
-        ("scale", float("nan")),
-        ("softcap", -1.0),
-        ("top_k", 0),
-        ("top_k", 9),
-        ("max_batch", 0),
-        ("fallback_id", -1),
-    ],
-)
-def test_options_are_checked_when_made(option: str, value: float):
-    with pytest.raises(ValueError, match=option):
-        DraftOptions(**{option: value})
-
-
-@pytest.mark.parametrize(
-    ("head", "message"),
-    [
-        (torch.zeros(4), "matrix"),
-        (torch.zeros(4, 4, dtype=torch.int8), "float"),
-        (torch.zeros(4, 4).t()[:, ::2], "contiguous"),
-        (torch.zeros(2, 4), "shard range"),
-    ],
-)
-def test_heads_are_checked_when_given(head: torch.Tensor, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_draft_logits(head, DraftSlots.build({"en": [1, 3]}, 4))
-
-
-def test_a_batch_above_the_workspace_is_refused():
-    options = DraftOptions(max_batch=2)
-    draft_logits = make_draft_logits(torch.eye(4), DraftSlots.build({"en": [1]}, 4), options)
-    with pytest.raises(ValueError, match="max_batch 2"):
-        draft_logits(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))

@@ -36,18 +36,6 @@ def test_registration(registry, caplog, monkeypatch):
     assert "registered --speculative-algorithm fastmtp" in line
 
 
-def test_the_line_waits_for_a_log_that_shows_it(algorithm, caplog, monkeypatch):
-    """SGLang loads plugins before it configures logging."""
-    monkeypatch.setattr(identity, "_announced", False)
-    with caplog.at_level(logging.WARNING, logger="fastmtp_sglang"):
-        identity.announce()
-    assert caplog.records == []
-    with caplog.at_level(logging.INFO, logger="fastmtp_sglang"):
-        identity.announce()
-        identity.announce()
-    assert len(caplog.records) == 1
-
-
 def test_registering_again_changes_and_says_nothing(algorithm, registry, caplog):
     with caplog.at_level(logging.INFO, logger="fastmtp_sglang"):
         plugin.register()

@@ -12,7 +12,7 @@ import torch
 
 from fastmtp_kernels.torch_draft import TorchDraftLogits
 from fastmtp_sglang.contract import compat
-from fastmtp_sglang.serving.cpu import attention, fused, kv_pool, ops
+from fastmtp_sglang.serving.cpu import attention, fused, ops
 
 SEED = 20250918
 CASES = range(12)
@@ -250,36 +250,3 @@ def test_draft_backends(restored):
     assert isinstance(factory.create_draft_extend_backend(), attention.CpuAttnBackend)
     factory.speculative_num_steps = 1  # the one draft comes from the draft-extend pass
     assert factory.create_decode_backend() is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_kv_pool_moves_slots_without_triton(dtype):
-    """Two layers; slots moved onto others, one of them read and written, one onto itself."""
-    pool = kv_pool.CpuMHATokenToKVPool(
-        size=16,
-        page_size=1,
-        dtype=dtype,
-        head_num=3,
-        head_dim=5,
-        layer_num=2,
-        device="cpu",
-        enable_memory_saver=False,
-        enable_kv_cache_copy=True,
-    )
-    source = generator(0)
-    before = []
-    for layer in range(2):
-        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
-            buffer.copy_(torch.rand(buffer.shape, generator=source))
-            before.append(buffer.clone())
-    target, origin = torch.tensor([3, 5, 9, 2]), torch.tensor([5, 7, 1, 2])
-    pool.move_kv_cache(target, origin)
-    after = [
-        buffer
-        for layer in range(2)
-        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer))
-    ]
-    for old, new in zip(before, after, strict=True):
-        assert torch.equal(new[target], old[origin])
-        others = [slot for slot in range(len(old)) if slot not in (3, 5, 9)]
-        assert torch.equal(new[others], old[others])

@@ -64,10 +64,3 @@ def test_rows_that_lie_apart(engine):
 
 def test_no_rows_give_no_rows(engine):
     assert engine.product(torch.empty(0, 8), Packed.of(torch.ones(5, 8))).shape == (0, 5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_unpacking_gives_the_weight_back(shape, dtype):
-    weight = random(*shape, seed=8, dtype=dtype)
-    assert torch.equal(Packed.of(weight).rows(), weight)
