@@ -45,7 +45,8 @@ def train(
         "data.offline": offline,
         "head.start": start,
     }
-    given = {key: value for key, value in flags.items() if value}
+    # An empty text is what was typed, such as "$UNSET": it must not mean what the file says.
+    given = {key: value for key, value in flags.items() if value not in (None, [])}
     loaded = load_config(config, overrides or (), given)
     check_output_folder("output", loaded.output)
 

@@ -87,7 +87,7 @@ def parse_record(line: bytes, place: str) -> Record:
     """Read one line back; `place` names it in the FastMTPError for a line that is no record."""
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FastMTPError(f"{place}: not valid JSON ({error})") from error
     return check_record(content, place)
 

@@ -39,14 +39,15 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
         raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
 
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fastmtp_sglang.head.config import FastMTPConfig
     from fastmtp_sglang.head.module import FastMTPHead
+    from fastmtp_sglang.models.config import checkpoint_config
     from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
     try:
-        target_config = AutoConfig.from_pretrained(target)
+        target_config = checkpoint_config(target)
     except (OSError, ValueError) as error:
         raise FastMTPError(
             f"--target {target} cannot be read: {str(error).strip().splitlines()[0]} "
@@ -55,9 +56,11 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     config = FastMTPConfig.from_target(
         target_config,
         num_speculative_steps=num_speculative_steps,
-        tokenizer_fingerprint=tokenizer_fingerprint(AutoTokenizer.from_pretrained(target)),
+        tokenizer_fingerprint=tokenizer_fingerprint(
+            AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+        ),
     )
-    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(target, config=target_config, dtype="auto")
     head = FastMTPHead(config).to(model.dtype)
     head.block.load_state_dict(model.model.layers[-1].state_dict())
     head.final_layernorm.load_state_dict(model.model.norm.state_dict())

@@ -17,6 +17,7 @@ from fastmtp_sglang.head.config import (
     architecture_of,
     describe,
 )
+from fastmtp_sglang.models.config import checkpoint_config
 
 # Targets whose checkpoint holds an MTP layer that SGLang 0.5.23 turns into a draft model
 # (configs/model_config.py, ModelConfig._config_draft_model).
@@ -106,10 +107,8 @@ def check_compatible(target_path: str | Path, draft_path: str | Path | None) -> 
     Raises:
         FastMTPError: the draft cannot draft for this target.
     """
-    from transformers import AutoConfig
-
     FastMTPConfig.register_for_auto_class_loading()
-    target = AutoConfig.from_pretrained(target_path)
+    target = checkpoint_config(target_path)
     if draft_path is None:
         if not has_native_head(target):
             raise FastMTPError(
@@ -117,7 +116,7 @@ def check_compatible(target_path: str | Path, draft_path: str | Path | None) -> 
                 "Make a head with `fastmtp head init` and name it with --draft."
             )
         draft_path = target_path
-    draft = target if draft_path == target_path else AutoConfig.from_pretrained(draft_path)
+    draft = target if draft_path == target_path else checkpoint_config(draft_path)
     check(str(target_path), target, str(draft_path), draft)
 
 
@@ -180,7 +179,9 @@ def _check_tokenizer(target_path: str, draft_path: str, draft: Any) -> None:
 
     from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
-    actual = tokenizer_fingerprint(AutoTokenizer.from_pretrained(target_path))
+    actual = tokenizer_fingerprint(
+        AutoTokenizer.from_pretrained(target_path, trust_remote_code=False)
+    )
     if actual != trained_with:
         raise FastMTPError(
             f"--speculative-draft-model-path {draft_path} was made for a tokenizer with "

@@ -220,7 +220,7 @@ class ServerProcess:
                     )
                 if self._on_wait:
                     self._on_wait(waited, self.log_tail(1))
-                time.sleep(0.5)
+                time.sleep(0.2)
 
     def _healthy(self, client: httpx.Client) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def model_card(
     """Return a README.md; figures and recipe are left out where they are not known."""
     config = head.config
     millions = sum(parameter.numel() for parameter in head.parameters()) / 1e6
-    name = Path(target).name
+    name = Path(os.path.abspath(target)).name  # of `.` too
     lines = [
         "---",
         "library_name: fastmtp-sglang",

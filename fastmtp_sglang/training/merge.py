@@ -32,8 +32,8 @@ def merge_head(source: Path, target: Path, out: Path) -> None:
         out: directory to create; it appears complete or not at all.
 
     Raises:
-        FastMTPError: `out` exists, the head was made for another target (family, tokenizer, set of
-            tensors), or a tensor differs in shape.
+        FastMTPError: `out` exists or lies in `target`, the head was made for another target
+            (family, tokenizer, set of tensors), or a tensor differs in shape.
     """
     if out.exists():
         raise FastMTPError(f"--out {out} exists already. Choose another directory or remove it.")
@@ -41,6 +41,10 @@ def merge_head(source: Path, target: Path, out: Path) -> None:
         raise FastMTPError(
             f"{target} is no checkpoint of MiMo's layout: only there a head is a part of its "
             "target. Export a head directory (without --merge) and serve it with --draft."
+        )
+    if target.resolve() in out.resolve().parents:
+        raise FastMTPError(
+            f"--out {out} lies in the target {target}. Choose a directory beside it."
         )
     files = checkpoint_files(target)
     names = list(checkpoint_files(source))

@@ -66,11 +66,11 @@ def prepare(config: TrainConfig, state: PartialState) -> Prepared:
     prompts = [
         turn.prompt_ids.tolist() for turn in held_turns[::stride][: config.validation.prompts]
     ]
-    fits = max_length - config.validation.max_new_tokens
+    prompts = _that_fit(prompts, config)
     folder = config.data.offline or config.output
     greedy = greedy_continuations(
         target,
-        [prompt for prompt in prompts if len(prompt) <= fits],
+        prompts,
         sorted(stop_ids(tokens)),
         config.validation.max_new_tokens,
         folder / "greedy.json",
@@ -137,6 +137,20 @@ def read_corpus(
             "higher validation.fraction."
         )
     return corpus, held_out
+
+
+def _that_fit(prompts: list[list[int]], config: TrainConfig) -> list[list[int]]:
+    """The prompts that leave room for a continuation; an empty one has no hidden state."""
+    fits = config.data.max_length - config.validation.max_new_tokens
+    found = [prompt for prompt in prompts if 0 < len(prompt) <= fits]
+    if not found:
+        raise FastMTPError(
+            f"none of {len(prompts)} held-out prompts has 1 to {fits} tokens, so that data."
+            f"max_length {config.data.max_length} holds validation.max_new_tokens "
+            f"{config.validation.max_new_tokens} more: change one of the two, or give "
+            "validation.data with prompts."
+        )
+    return found
 
 
 def _output_layer(

@@ -56,7 +56,9 @@ def native_head(target: Path) -> ChainHead:
             f"head.start native: {target} ({config.architectures[0]}) has no MTP layer of MiMo's "
             "layout. Use `scratch`, or a head directory."
         )
-    fingerprint = tokenizer_fingerprint(AutoTokenizer.from_pretrained(target))
+    fingerprint = tokenizer_fingerprint(
+        AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+    )
     head = ChainHead(FastMTPConfig.from_target(config, tokenizer_fingerprint=fingerprint)).float()
     names = list(head.state_dict())
     tensors = load_tensors(target, [mimo_name(name) for name in names])

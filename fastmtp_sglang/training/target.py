@@ -8,7 +8,6 @@ otherwise.
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch.nn.functional import embedding
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.tensors import read_header, tensor_files
+from fastmtp_sglang.models.config import checkpoint_config
 
 _EMBEDDING = "model.embed_tokens.weight"
 _OUTPUT = "lm_head.weight"
@@ -121,7 +121,7 @@ def target_digest(directory: Path) -> str:
         FastMTPError: the directory is no checkpoint.
     """
     files = checkpoint_files(directory)
-    sums = hashlib.sha256((directory / "config.json").read_bytes())
+    sums = hashlib.sha256(_config_file(directory).read_bytes())
     for path in sorted(set(files.values())):
         header, begin = read_header(path)
         with path.open("rb") as opened:
@@ -133,22 +133,28 @@ def target_digest(directory: Path) -> str:
 
 
 def target_config(directory: Path) -> PreTrainedConfig:
-    """A target's configuration; MiMo's as the Qwen2 model that it is, without its remote code.
+    """A target's configuration, see `checkpoint_config`.
 
     Raises:
-        FastMTPError: `directory` holds no config.json.
+        FastMTPError: `directory` holds no config.json, or one that transformers cannot read.
     """
+    path = _config_file(directory)
+    try:
+        return checkpoint_config(directory)
+    except Exception as error:  # transformers raises anything from KeyError to ImportError here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FastMTPError(
+            f"{path} cannot be read ({reason}): give a transformers checkpoint directory."
+        ) from error
+
+
+def _config_file(directory: Path) -> Path:
     path = directory / "config.json"
     if not path.is_file():
         raise FastMTPError(
             f"target {directory} holds no config.json: give a transformers checkpoint directory."
         )
-    fields = json.loads(path.read_text())
-    if fields.get("architectures") == ["MiMoForCausalLM"]:
-        # model_type "mimo" would ask for the remote code, whose only addition is the MTP layer.
-        fields.pop("auto_map", None)
-        return Qwen2Config.from_dict({**fields, "model_type": "qwen2"})
-    return AutoConfig.from_pretrained(directory)
+    return path
 
 
 def checkpoint_files(directory: Path) -> dict[str, Path]:
@@ -159,7 +165,7 @@ def checkpoint_files(directory: Path) -> dict[str, Path]:
     """
     files = tensor_files(directory)
     if not files:
-        raise FastMTPError(f"target {directory} holds no .safetensors file.")
+        raise FastMTPError(f"{directory} holds no .safetensors file: give a checkpoint directory.")
     return files
 
 

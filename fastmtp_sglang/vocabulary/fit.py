@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fastmtp_sglang.models.config import checkpoint_config
 from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
@@ -18,10 +19,12 @@ def load_for(path: str | Path, target: str | Path) -> DraftVocabulary:
     Raises:
         FastMTPError: As `DraftVocabulary.load`.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     return DraftVocabulary.load(
         path,
-        vocab_size=AutoConfig.from_pretrained(target).get_text_config().vocab_size,
-        tokenizer_fingerprint=tokenizer_fingerprint(AutoTokenizer.from_pretrained(target)),
+        vocab_size=checkpoint_config(target).get_text_config().vocab_size,
+        tokenizer_fingerprint=tokenizer_fingerprint(
+            AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+        ),
     )

@@ -148,7 +148,7 @@ def _load_tokenizer(path: Path, model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything from KeyError to ImportError here
         raise FastMTPError(
             f"--model {model}: transformers cannot load a tokenizer from {path} "

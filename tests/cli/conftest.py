@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from cleaning import clean, make
 from fake_endpoint import endpoint, endpoints, read_lines, target
 from streaming_server import server, servers
 from vocabulary_targets import smollm2_target, texts, tiny, tiny_folder

@@ -1,113 +1,14 @@
-"""Cleaning: what makes an answer unfit, near duplicates, evaluations, mixing, and the report.
+"""Cleaning: which records stay, unchanged and in which order, and what the report says of the rest.
 
 Alone: pytest tests/distill/test_clean.py
 """
 
 import json
-import random
 
-import numpy as np
 import pytest
-from typer.testing import CliRunner
+from cleaning import sentence
 
-from fastmtp_sglang.cli import app
-from fastmtp_sglang.distill.quality import ends_in_loop, reasoning_is_open, repeated_share
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
-
-WORDS = ("river", "stone", "winter", "garden", "engine", "letter", "mountain", "coffee", "paper")
-
-
-def sentence(seed: int, words: int = 60) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=words)) + f" {seed}"
-
-
-@pytest.fixture
-def make(target):
-    """A record whose answer is this text."""
-
-    def make(index: int, answer: str, **fields) -> dict:
-        source = fields.pop("source", "p")
-        turn = fields.pop("turn", 0)
-        return {
-            "id": f"{source}/{index}/0/{turn}",
-            "conversation": f"{source}/{index}/0",
-            "turn": turn,
-            "source": source,
-            "messages": [{"role": "user", "content": fields.pop("said", f"question {index}")}],
-            "prompt_ids": [1, 4093, 198],
-            "answer_ids": [*target.encode(answer), 2],
-            "answer": answer,
-            "finish_reason": "stop",
-            "sampling": {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "max_new_tokens": 64},
-            "model": str(smollm2.checkpoint()),
-        } | fields
-
-    return make
-
-
-@pytest.fixture
-def clean(tmp_path):
-    """Run `fastmtp data clean` on records; returns the kept ones, the report, the output."""
-
-    def clean(records: list[dict] | dict[str, list[dict]], *flags: str):
-        files = records if isinstance(records, dict) else {"in.jsonl": records}
-        for name, lines in files.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        inputs = [str(tmp_path / name) for name in files]
-        out = tmp_path / "out.jsonl"
-        result = CliRunner().invoke(app, ["data", "clean", *inputs, "--output", str(out), *flags])
-        if result.exception:
-            raise result.exception
-        kept = [json.loads(line) for line in out.read_text().splitlines()]
-        return kept, json.loads((tmp_path / "out.report.json").read_text()), result.output
-
-    return clean
-
-
-@pytest.mark.parametrize(
-    ("prompt", "answer", "is_open"),
-    [
-        ("", "plain", False),
-        ("", "<think>so</think> yes", False),
-        ("", "<think>so and", True),
-        ("<think>\n", "so and", True),
-        ("<think>\n", "so</think> yes", False),
-        ("<think>\n\n</think>\n\n", "yes", False),
-        ("", "[THINK]so", True),
-        ("", "[THINK]so[/THINK]yes", False),
-        ("", "</think> yes", False),
-    ],
-)
-def test_reasoning(prompt, answer, is_open):
-    assert reasoning_is_open(answer, prompt) is is_open
-
-
-@pytest.mark.parametrize(
-    ("passage", "times", "rest", "is_loop"),
-    [
-        (1, 60, 0, True),
-        (1, 20, 0, False),  # a rule of dashes
-        (20, 4, 0, True),
-        (20, 3, 0, False),
-        (20, 4, 7, True),  # cut in the middle of a passage
-        (150, 5, 30, True),
-    ],
-)
-def test_loops(passage, times, rest, is_loop):
-    start = np.arange(1000, 1100)
-    once = np.arange(passage)
-    ids = np.concatenate([start, *[once] * times, once[:rest]])
-    assert ends_in_loop(ids) is is_loop
-    assert not ends_in_loop(np.concatenate([ids, np.arange(5000, 5010)]))
-
-
-def test_repeated_share():
-    assert repeated_share(np.arange(100), 8) == 0
-    assert repeated_share(np.arange(5), 8) == 0
-    ids = np.concatenate([np.arange(108), np.arange(108)])
-    assert repeated_share(ids, 8) == pytest.approx(0.5, abs=0.03)
 
 
 def test_reasons(clean, make):
@@ -165,21 +66,6 @@ def test_evaluations_are_excluded_wherever_they_stand(clean, make, tmp_path, pla
     assert [record["id"] for record in kept] == ["p/1/0/0"]
 
 
-@pytest.mark.parametrize("flag", ["--output", "the report"])
-def test_an_evaluation_is_never_overwritten(clean, make, tmp_path, flag):
-    name = "o.jsonl" if flag == "--output" else "o.report.json"
-    evaluation = tmp_path / name
-    row = {"turns": ["Name a fruit."]}
-    evaluation.write_text(json.dumps([row] if name.endswith(".json") else row))
-    before = evaluation.read_bytes()
-    clean([make(0, sentence(0))], "--model", "smollm2")  # writes in.jsonl
-    evaluation.write_bytes(before)
-    arguments = ["data", "clean", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o.jsonl")]
-    with pytest.raises(FastMTPError, match=rf"^{flag} .*{name}: is also the input"):
-        app([*arguments, "--exclude", str(evaluation)], standalone_mode=False)
-    assert evaluation.read_bytes() == before
-
-
 def test_turns_after_a_dropped_one_go_too(clean, make):
     records = [
         make(0, sentence(0)),
@@ -226,53 +112,7 @@ def test_mixing_by_weights(clean, make):
     assert report["dropped"]["not drawn by the weights"]["records"] == 80 - len(kept)
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (["--weight", "x=1"], "--weight x=1: no record of that source is left; there are a, b"),
-        (["--weight", "a=1"], "the source b has none; give b=0"),
-        (["--weight", "a=0", "--weight", "b=0"], "all are 0"),
-        (["--weight", "a"], "--weight a: must have the form"),
-        (["--weight", "a=nan"], "must have the form"),
-        (["--weight", "a=1", "--weight", "a=2"], "a is given twice"),
-        (["--max-tokens", "3"], "--max-tokens 3: is below --min-tokens 8"),
-        (["--max-repetition", "2"], "must be from 0 to 1"),
-        (["--threshold", "0"], "above 0"),
-        (["--model", "/no/such"], "no such directory"),
-        (["--exclude", "/no/such.jsonl"], "--exclude /no/such.jsonl: no such file"),
-    ],
-)
-def test_refusals(clean, make, flags, reason):
-    records = [make(0, sentence(0), source="a"), make(0, sentence(1), source="b")]
-    with pytest.raises(FastMTPError, match=reason):
-        clean(records, *flags)
-
-
 def test_weight_of_a_source_that_is_dropped_whole(clean, make):
     records = [make(0, sentence(0), source="a"), make(0, "no", source="b")]
     with pytest.raises(FastMTPError, match="every record of that source was dropped"):
         clean(records, "--weight", "a=1", "--weight", "b=1")
-
-
-def test_inputs_and_outputs_that_cannot_be(clean, make, tmp_path):
-    good = make(0, sentence(0))
-    with pytest.raises(FastMTPError, match=r"in\.jsonl, line 1: answer_ids: field required"):
-        clean([{name: good[name] for name in good if name != "answer_ids"}])
-    out = str(tmp_path / "o.jsonl")
-    cases = [
-        ([str(tmp_path / "none"), "--output", out], "none does not exist"),
-        ([str(tmp_path), "--output", str(tmp_path / "in.jsonl")], r"is also the input .*in\.jsonl"),
-        ([str(tmp_path), "--output", str(tmp_path / "folder")], r"must be a file .* \.jsonl"),
-        ([str(tmp_path), "--output", str(tmp_path / "no" / "o.jsonl")], "folder .* does not exist"),
-    ]
-    for arguments, reason in cases:
-        with pytest.raises(FastMTPError, match=reason):
-            app(["data", "clean", *arguments], standalone_mode=False)
-
-
-def test_target_that_is_not_here(clean, make):
-    records = [make(0, sentence(0), model="org/elsewhere")]
-    kept, report, output = clean(records)
-    assert len(kept) == 1
-    assert "languages" not in report
-    assert "org/elsewhere is not on this machine" in " ".join(output.split())

@@ -3,46 +3,12 @@
 Alone: pytest tests/distill/test_distiller.py
 """
 
-import asyncio
 import itertools
-import json
 
 import pytest
 
-from fastmtp_sglang.distill.prompts import open_prompts
-from fastmtp_sglang.distill.session import Job, Link, hold
-from fastmtp_sglang.distill.store import Store, read_manifest
+from fastmtp_sglang.distill.store import read_manifest
 from fastmtp_sglang.errors import FastMTPError
-
-
-@pytest.fixture
-def run(tmp_path, settings, target, chat):
-    """Run against endpoints into tmp_path/out; returns the last progress and the store's counts."""
-
-    def run(*urls: str, prompts=(), self_prompt=None, limit=None, concurrency=4, **changes):
-        if self_prompt is not None:
-            changes = {"turns": 1, **changes}
-        now = settings.model_copy(update=changes)
-        sources = open_prompts(list(prompts))
-        job = Job(now, target, chat, sources, self_prompt, limit)
-        link = Link(urls, None, 1, 10, concurrency)
-        seen = []
-        with Store(tmp_path / "out", now, 4, self_prompt or limit) as store:
-            asyncio.run(hold(job, store, link, seen.append, seen.append))
-            store.complete()
-            return seen[-1], store.counts
-
-    return run
-
-
-@pytest.fixture
-def prompts(tmp_path):
-    def write(*rows: dict) -> str:
-        path = tmp_path / "p.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return write
 
 
 def numbered(prefix: str = "question"):
@@ -74,20 +40,6 @@ def test_record(run, endpoint, prompts, tmp_path, read_lines, chat, target):
     asked = sent["sampling_params"]
     assert record["sampling"] == {name: asked[name] for name in record["sampling"]}
     assert isinstance(asked["sampling_seed"], int)
-
-
-@pytest.mark.parametrize(
-    ("described", "obeys"),
-    [
-        ({"enable_deterministic_inference": False, "speculative_algorithm": None}, False),
-        ({"speculative_algorithm": "EAGLE"}, False),
-        ({"speculative_algorithm": "fastmtp"}, True),
-    ],
-)
-def test_a_seed_for_servers_that_obey_it(run, endpoint, prompts, described, obeys):
-    endpoint.described = described
-    run(endpoint.url, prompts=[prompts({"prompt": "Name a fruit."})])
-    assert ("sampling_seed" in endpoint.requests[0]["sampling_params"]) == obeys
 
 
 def test_later_turns_see_the_models_own_answers(run, endpoint, prompts, tmp_path, read_lines):
@@ -307,13 +259,3 @@ def test_going_on_with_self_written_prompts(run, endpoint, tmp_path, read_lines)
     run(endpoint.url, self_prompt=8)  # a larger order keeps what is there
     assert len(read_lines(tmp_path / "out")) == 8
     assert len(endpoint.requests) == 16
-
-
-def test_other_tokenizer_is_refused(run, endpoint, prompts, monkeypatch):
-    class Other:
-        def encode(self, text: str) -> list[int]:
-            return [1, 2, 3]
-
-    monkeypatch.setattr(endpoint, "target", Other())
-    with pytest.raises(FastMTPError, match="its tokenizer is not that of --model"):
-        run(endpoint.url, prompts=[prompts({"prompt": "a"})])

@@ -1,11 +1,10 @@
-"""The embedded model: what its conversion writes, and every way in which it can be refused.
+"""The embedded model: when it is converted, and every way in which it can be refused.
 
 The tests of the real checkpoint use the machine's own cache: it is built once, not once a run.
 Alone: pytest tests/models/test_smollm2.py
 """
 
 import importlib.metadata
-import json
 import signal
 import sys
 import time
@@ -52,48 +51,10 @@ def converter(tmp_path, monkeypatch):
 
 
 @installed
-def test_the_configuration_is_one_that_sglang_reads(real):
-    config = json.loads((real / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"]
-    assert "quantization_config" not in config
-    assert config["dtype"] == "float32"
-    assert config["rms_norm_eps"] == 1e-05
-    assert config["tie_word_embeddings"] is True
-    assert (config["num_hidden_layers"], config["hidden_size"]) == (30, 576)
-    assert json.loads((real / "generation_config.json").read_text())["eos_token_id"] == 2
-
-
-@installed
-def test_the_weights_are_the_dequantized_ones(real):
-    import gguf
-    import numpy as np
-    from safetensors import safe_open
-
-    tensors = {t.name: t for t in gguf.GGUFReader(smollm2.gguf()).tensors}
-    with safe_open(real / "model.safetensors", "np") as weights:
-        assert len(list(weights.keys())) == len(tensors)  # the tied head is in neither
-        for ours, theirs in {
-            "model.embed_tokens.weight": "token_embd.weight",
-            "model.layers.7.mlp.down_proj.weight": "blk.7.ffn_down.weight",
-            "model.layers.29.input_layernorm.weight": "blk.29.attn_norm.weight",
-        }.items():
-            tensor = tensors[theirs]
-            expected = gguf.dequantize(tensor.data, tensor.tensor_type)
-            np.testing.assert_array_equal(
-                weights.get_tensor(ours), expected.reshape(tensor.shape[::-1])
-            )
-
-
-@installed
-def test_the_tokenizer_cuts_like_smollm2(real):
+def test_a_question_is_put_as_the_template_puts_it(real):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(real)
-    assert tokenizer.eos_token == "<|im_end|>"
-    assert tokenizer.model_max_length == 8192
-    assert tokenizer.encode("<|im_start|>user<|im_end|>") == [1, 4093, 2]
-    # Digits stand alone and take no space with them: two spaces stay one token.
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a  12")) == ["a", "ĠĠ", "1", "2"]
     question = [{"role": "user", "content": "Why?\nBecause."}]
     rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     assert smollm2.chat_prompt("Why?\nBecause.") == rendered

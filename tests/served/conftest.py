@@ -282,6 +282,10 @@ def servers(checkpoints, warm, tmp_path_factory):
     # Tests ask from several threads.
     lock = threading.Lock()
 
+    def stop(server: ServerProcess) -> None:
+        # Nobody waits for its answers: SGLang would take seconds to see to that.
+        server.stop(timeout=0)
+
     def url(kind: str) -> str:
         with lock:
             return start(kind)
@@ -291,7 +295,7 @@ def servers(checkpoints, warm, tmp_path_factory):
             pytest.fail(f"the server {kind} did not start: {failed[kind]}")
         if kind not in running:
             if len(running) == _MAX_RUNNING:
-                running.pop(next(iter(running))).stop()
+                stop(running.pop(next(iter(running))))
             model, flags = _flags(kind, checkpoints)
             server = ServerProcess(
                 model,
@@ -299,6 +303,8 @@ def servers(checkpoints, warm, tmp_path_factory):
                 env={
                     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
                     "SGLANG_TORCH_PROFILER_DIR": str(logs),
+                    # It has answered a request of its own before it says that it is healthy.
+                    "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
                     **_ENV.get(kind, {}),
                 },
                 log_path=logs / f"{kind}.log",
@@ -318,4 +324,4 @@ def servers(checkpoints, warm, tmp_path_factory):
     url.logs = logs
     yield url
     for server in running.values():
-        server.stop()
+        stop(server)

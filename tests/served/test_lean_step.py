@@ -2,7 +2,7 @@
 give the same tokens, and the same drafts accepted.
 
 Log-probabilities are what makes a batch take SGLang's way here.
-Run alone: pytest tests/served/test_lean_step.py (starts four servers, two of them of SmolLM2)
+Run alone: pytest tests/served/test_lean_step.py (starts two servers, the slow part two of SmolLM2)
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,13 @@ def answer(url: str, prompt: str | list[int], sampling: dict, with_logprobs: boo
 
 
 @pytest.mark.parametrize(
-    "kind", ["smollm2-fastmtp", "smollm2-tree", "chains-routed", "chains-tree"]
+    "kind",
+    [
+        "chains-routed",
+        "chains-tree",
+        pytest.param("smollm2-fastmtp", marks=pytest.mark.slow),
+        pytest.param("smollm2-tree", marks=pytest.mark.slow),
+    ],
 )
 def test_both_ways_say_the_same(servers, kind):
     url = servers(kind)

@@ -4,11 +4,9 @@ Alone: pytest tests/training/test_records.py
 """
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models import smollm2
@@ -22,31 +20,10 @@ MESSAGES = [
     {"role": "assistant", "content": "See you"},
 ]
 
-SHAREGPT = [
-    {"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in MESSAGES
-]
-
 
 @pytest.fixture(scope="module")
 def target():
     return load_target(str(smollm2.checkpoint()))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(target):
-    return target.tokenizer
-
-
-@pytest.fixture
-def with_template(target):
-    """The target with another chat template."""
-
-    def make(template):
-        tokenizer = AutoTokenizer.from_pretrained(smollm2.checkpoint())
-        tokenizer.chat_template = template
-        return replace(target, tokenizer=tokenizer)
-
-    return make
 
 
 @pytest.fixture
@@ -105,68 +82,10 @@ def test_long_documents_lose_their_end_and_empty_ones_go():
         records.documents(turns, 2)
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"messages": MESSAGES},
-        {"conversations": SHAREGPT},
-        {
-            "messages": [
-                {**m, "content": [{"type": "text", "text": m["content"]}]} for m in MESSAGES
-            ]
-        },
-    ],
-    ids=["messages", "ShareGPT", "parts"],
-)
-def test_messages_are_masked_turn_by_turn_without_help_of_the_template(
-    tmp_path, read, tokenizer, record
-):
-    (document,) = read(write(tmp_path / "m.jsonl", {"id": "m", **record}))
-    # Each answer with its stop token, not the line break that the template puts behind it.
-    assert tokenizer.decode(counted(document)) == "Hello you<|im_end|>See you<|im_end|>"
-    whole = tokenizer.apply_chat_template(MESSAGES, tokenize=True, return_dict=False)
-    assert document.input_ids.tolist() == whole[: len(document.input_ids)]
-    assert whole.count(tokenizer.bos_token_id) == document.input_ids.tolist().count(1)
-
-
-def test_messages_are_masked_by_a_template_that_says_generation(
-    tmp_path, read, tokenizer, with_template
-):
-    marked = with_template(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}"
-        "<|im_end|>{% endif %}\n{% endfor %}"
-    )
-    path = write(tmp_path / "m.jsonl", {"id": "m", "messages": MESSAGES})
-    (document,) = read(path, target=marked)
-    assert tokenizer.decode(counted(document)) == "Hello you<|im_end|>See you<|im_end|>"
-
-
-def test_tools_and_their_calls_are_rendered_by_the_template(
-    tmp_path, read, tokenizer, with_template
-):
-    """Arguments reach the template as an object, and the tools reach it at all."""
-    template = (
-        "{% if tools %}tools: {% for t in tools %}{{ t.function.name }}{% endfor %}\n{% endif %}"
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-        "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.city }})"
-        "{% endfor %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    call = {"id": "1", "type": "function"}
-    call["function"] = {"name": "weather", "arguments": '{"city": "Bonn"}'}
-    record = {
-        "tools": [{"type": "function", "function": {"name": "weather"}}],
-        "messages": [
-            {"role": "user", "content": "Rain?"},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "1", "content": "no"},
-            {"role": "assistant", "content": "No."},
-        ],
-    }
-    (document,) = read(write(tmp_path / "t.jsonl", record), target=with_template(template))
-    assert tokenizer.decode(counted(document)) == "weather(Bonn)<|im_end|>No.<|im_end|>"
-    assert tokenizer.decode(document.input_ids).startswith("tools: weather<")
+def test_a_conversation_of_two_answers_is_one_document(tmp_path, read, target):
+    (document,) = read(write(tmp_path / "m.jsonl", {"id": "m", "messages": MESSAGES}))
+    text = target.tokenizer.decode(counted(document))
+    assert text == "Hello you<|im_end|>See you<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -197,50 +116,6 @@ def test_conversations_that_cannot_be_trained_on_are_left_out_by_name(
     assert reason in line
 
 
-def test_a_conversation_that_the_template_refuses_is_left_out(tmp_path, read, with_template):
-    strict = with_template(
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
-        "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
-    )
-    asked = [{"role": "system", "content": "s"}, *MESSAGES]
-    skipped = []
-    path = write(tmp_path / "c.jsonl", {"messages": asked}, {"messages": MESSAGES})
-    assert len(read(path, target=strict, skipped=skipped)) == 1
-    assert "line 1: the conversation is not taken by the chat template: no system" in skipped[0]
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        # The last turn is rendered otherwise than an earlier one.
-        (
-            "{% for m in messages %}{{ 'last ' if loop.last else '' }}{{ m.content }}<|im_end|>"
-            "{% endfor %}",
-            "cannot be derived",
-        ),
-        # No end of a turn.
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "cannot be derived"),
-        # The block is there, but no token of these messages lies in it.
-        (
-            "{% for m in messages %}{{ m.content }}{% endfor %}"
-            "{% if false %}{% generation %}{% endgeneration %}{% endif %}",
-            "marks no token",
-        ),
-        (
-            None,
-            "holds messages, and the target's tokenizer has no chat template.*instruction-tuned",
-        ),
-    ],
-    ids=["rewrites", "no stop token", "empty mask", "no template"],
-)
-def test_a_mask_that_cannot_be_derived_is_an_error(
-    tmp_path, read, with_template, template, message
-):
-    path = write(tmp_path / "m.jsonl", {"id": "m", "messages": MESSAGES})
-    with pytest.raises(FastMTPError, match=rf"m\.jsonl, line 1.*{message}"):
-        read(path, target=with_template(template))
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -259,13 +134,6 @@ def test_broken_lines_are_named(tmp_path, read, line, message):
     path.write_text('{"id": 1, "prompt_ids": [1], "answer_ids": [2]}\n' + line + "\n")
     with pytest.raises(FastMTPError, match=rf"b\.jsonl, line 2.*{message}"):
         read(path)
-
-
-def test_missing_data(tmp_path, read):
-    with pytest.raises(FastMTPError, match="does not exist"):
-        read(tmp_path / "none")
-    with pytest.raises(FastMTPError, match="holds no"):
-        read(tmp_path)
 
 
 def test_held_out_share_is_stable_and_about_right():

@@ -3,7 +3,6 @@
 Run alone: pytest tests/vocabulary/test_builder.py
 """
 
-import builtins
 import json
 import random
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from fastmtp_sglang.vocabulary.languages import (
     decide_language,
     state_of_prompt,
 )
-from fastmtp_sglang.vocabulary.report import plot_report, require_matplotlib
 from fastmtp_sglang.vocabulary.required import required_ids
 from fastmtp_sglang.vocabulary.sources import open_source
 from fastmtp_sglang.vocabulary.target import Target
@@ -224,28 +222,6 @@ def test_a_bare_tokenizer_gets_no_recommendation(run, tiny: Target):
     assert report["bytes"] is None
     assert report["languages"]["en"]["sizes"][0]["predicted_speedup"] is None
     assert report["languages"]["en"]["written"] == 510
-
-
-def test_the_plot_is_drawn_from_the_report_alone(run, tmp_path: Path):
-    pytest.importorskip("matplotlib")
-    report = json.loads(json.dumps(run(size_of_others=510).report))
-    plot_report(report, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    nothing = json.loads(json.dumps(run(size_of_others=510, heldout_share=0.0, name="n").report))
-    plot_report(nothing, tmp_path / "empty.png")
-
-
-def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    real_import = builtins.__import__
-
-    def without_matplotlib(name, *arguments, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real_import(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(FastMTPError, match=r"--plot: needs matplotlib.*fastmtp-sglang\[bench\]"):
-        require_matplotlib()
 
 
 def served_language(vocabulary: DraftVocabulary, prompt: list[int], answer: list[int]) -> list[int]:

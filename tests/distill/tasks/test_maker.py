@@ -1,6 +1,8 @@
-"""`fastmtp data prompts`: kinds by weight, no repeats, no quotations, files for `distill`."""
+"""Prompts of many kinds: by weight, no repeats, no quotations, a longer run begins with a shorter.
 
-import json
+Alone: pytest tests/distill/tasks/test_maker.py
+"""
+
 from itertools import islice
 from pathlib import Path
 
@@ -8,10 +10,7 @@ import pydantic
 import pytest
 import rich
 import typer
-from typer.testing import CliRunner
 
-from fastmtp_sglang.cli import app
-from fastmtp_sglang.distill.prompts import open_prompts
 from fastmtp_sglang.distill.tasks.kinds import KINDS
 from fastmtp_sglang.distill.tasks.maker import (
     QUOTED,
@@ -71,25 +70,3 @@ def test_used_up_material(material, monkeypatch):
     monkeypatch.setitem(KINDS, "numbers", lambda random, material: ["What is 1 + 1?"])
     with pytest.raises(FastMTPError, match="after 1 prompts the material gives nothing new"):
         list(make_tasks(material, NUMBERS, 2, 0, [], TasksReport()))
-
-
-def test_the_command(tmp_path):
-    folder = tmp_path / "prompts"
-    kinds = [f"--kind={kind}=0" for kind in KINDS if kind not in {"numbers", "follow_up"}]
-    command = ["data", "prompts", "--output", str(folder), "--number", "40", *kinds]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    report = json.loads((folder / "report.json").read_text())
-    assert sum(kind["rows"] for kind in report["kinds"].values()) == 40
-
-    sources = open_prompts([str(folder)])
-    assert [source.name for source in sources] == ["follow_up", "numbers"]
-    conversations = [list(source.conversations()) for source in sources]
-    assert [len(rows) for rows in conversations] == [
-        report["kinds"][source.name]["rows"] for source in sources
-    ]
-    assert all(len(opening.turns) > 1 for opening in conversations[0])
-
-    result = CliRunner().invoke(app, command)
-    assert isinstance(result.exception, FastMTPError)
-    assert "holds files already" in str(result.exception)
