@@ -13,6 +13,7 @@ from fastmtp_benchmarks import connect as connection
 from fastmtp_benchmarks.connect import chat_encoder, connect, load_tokenizer
 from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import smollm2
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -126,3 +127,14 @@ def test_a_tokenizer_that_is_not_there(monkeypatch):
     with pytest.raises(FastMTPError, match=r"--tokenizer x: no tokenizer there \(x is no") as error:
         load_tokenizer("x", "--tokenizer")
     assert "advice" not in str(error.value)
+
+
+def test_the_chat_template_of_a_real_tokenizer():
+    tokenizer = load_tokenizer(str(smollm2.checkpoint()), "--tokenizer")
+    ids = chat_encoder(tokenizer, "x")([{"role": "user", "content": "Why?"}])
+    assert tokenizer.decode(ids) == smollm2.chat_prompt("Why?")
+    with pytest.raises(FastMTPError, match=r"--tokenizer /nowhere/at/all: no tokenizer there"):
+        load_tokenizer("/nowhere/at/all", "--tokenizer")
+    tokenizer.chat_template = None
+    with pytest.raises(FastMTPError, match="--endpoint: the tokenizer has no chat template"):
+        chat_encoder(tokenizer, "--endpoint")

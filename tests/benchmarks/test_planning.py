@@ -138,3 +138,11 @@ def test_options_that_servers_elsewhere_cannot_follow():
     planning.refuse_with_endpoint({"--num-steps": None, "--draft": ""})
     with pytest.raises(FastMTPError, match="--draft has no effect with --endpoint"):
         planning.refuse_with_endpoint({"--num-steps": None, "--draft": "head"})
+
+
+def test_shapes_beside_values_of_k():
+    asked = planning.drafted_shapes("3,1", "3x1,3x8")
+    assert [str(shape) for shape in asked] == ["3x1x4", "1x1x2", "3x8x16"]
+    assert [str(shape) for shape in planning.drafted_shapes(None, None)] == [
+        *("1x1x2", "2x1x3", "3x1x4")
+    ]

@@ -305,14 +305,6 @@ def test_sweep_over_trees(run, started, two, prompts, tmp_path):
     ]
 
 
-def test_shapes_beside_values_of_k():
-    asked = planning.drafted_shapes("3,1", "3x1,3x8")
-    assert [str(shape) for shape in asked] == ["3x1x4", "1x1x2", "3x8x16"]
-    assert [str(shape) for shape in planning.drafted_shapes(None, None)] == [
-        *("1x1x2", "2x1x3", "3x1x4")
-    ]
-
-
 def test_a_throughput_shape(run, two, prompts, tmp_path):
     out = tmp_path / "out"
     run(
@@ -423,15 +415,3 @@ def test_the_command_line_imports_no_benchmark_before_it_runs():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[] ['fastmtp_benchmarks.options'] False"
-
-
-def test_the_chat_template_of_a_real_tokenizer(monkeypatch):
-    monkeypatch.undo()
-    tokenizer = connect.load_tokenizer(str(smollm2.checkpoint()), "--tokenizer")
-    ids = connect.chat_encoder(tokenizer, "x")([{"role": "user", "content": "Why?"}])
-    assert tokenizer.decode(ids) == smollm2.chat_prompt("Why?")
-    with pytest.raises(FastMTPError, match=r"--tokenizer /nowhere/at/all: no tokenizer there"):
-        connect.load_tokenizer("/nowhere/at/all", "--tokenizer")
-    tokenizer.chat_template = None
-    with pytest.raises(FastMTPError, match="--endpoint: the tokenizer has no chat template"):
-        connect.chat_encoder(tokenizer, "--endpoint")

@@ -1,6 +1,6 @@
 """What `fastmtp doctor` looks at, in which order, and what it leaves out.
 
-Each check, with what it finds wrong, is simulated in tests/cli/test_doctor.py.
+Each check, with what it finds wrong, is simulated in test_diagnosis_checks.py.
 Alone: pytest tests/doctor/test_diagnosis.py
 """
 
