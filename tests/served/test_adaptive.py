@@ -1,7 +1,7 @@
 """With --speculative-adaptive the answers stay equal while K changes under them.
 
-A batch size that is new to the server is measured with each K in turn, 3, 2, 1 and 0, so that every
-switch happens in the first few dozen steps, whatever this machine's times are.
+A batch size that is new to the server begins without drafts and looks at others at once, so that K
+changes in the first few dozen steps, whatever this machine's times are.
 Run alone: pytest tests/served/test_adaptive.py (starts four tiny servers).
 """
 
@@ -58,11 +58,12 @@ def test_drafts_are_right_again_after_steps_without_any(servers):
             assert list(answer.ids) == [prompt[-1] + 1 + i for i in range(96)]
         answers += together
         none, *some = _histogram(answers)
-        if none and all(some):
+        if none and any(some):
             break
+    # A server begins without drafts. At which K it looks then is decided by this machine's times:
+    # the policy's tests have a clock of their own, and test_hidden_states.py a schedule.
     assert none > 0, "K = 0 was not tried"
-    # With nothing known, the largest K promises most.
-    assert some[-1] > 0, "K = 3 was not tried"
+    assert any(some), "no other K was tried"
     # After K = 0 drafting goes on at another K for hundreds of steps, with all drafts accepted.
     again = generate(url, cases[1], ignore_eos=True, max_new_tokens=96)
     assert list(again.ids) == [cases[1][-1] + 1 + i for i in range(96)]
