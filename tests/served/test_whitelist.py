@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny_models as models
 
 from fastmtp_sglang.servers.server_process import launch_prefix
@@ -21,6 +22,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_sglang_refuses_the_algorithm(tmp_path):
     model = models.target(tmp_path / "model")
     result = run(*launch_prefix(), "--model-path", str(model), "--speculative-algorithm", "fastmtp")
