@@ -24,7 +24,7 @@ from fastmtp_sglang.head.checkpoint import save_head
 from fastmtp_sglang.head.compatibility import mimo_name
 from fastmtp_sglang.head.config import GEMMA, FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
 SEED = 20250918
@@ -83,7 +83,7 @@ def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0,
             elif "embed_tokens" in name or "lm_head" in name:
                 parameter.normal_(std=0.05 if family == GEMMA else 1.0)
     model.save_pretrained(directory)
-    for file in smollm2.checkpoint().glob("token*"):
+    for file in SMOLLM2.checkpoint().glob("token*"):
         shutil.copy(file, directory)
     return directory
 

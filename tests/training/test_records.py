@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.training import records
 from fastmtp_sglang.vocabulary.target import load_target
 
@@ -29,7 +29,7 @@ SHAREGPT = [
 
 @pytest.fixture(scope="module")
 def target():
-    return load_target(str(smollm2.checkpoint()))
+    return load_target(str(SMOLLM2.checkpoint()))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def with_template(target):
     """The target with another chat template."""
 
     def make(template):
-        tokenizer = AutoTokenizer.from_pretrained(smollm2.checkpoint())
+        tokenizer = AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
         tokenizer.chat_template = template
         return replace(target, tokenizer=tokenizer)
 
