@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmtp_sglang.files import cache
 from fastmtp_sglang.models.catalog import GEMMA3_270M
 from fastmtp_sglang.models.prompting import prompt_ids
 
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.skipif(
-        GEMMA3_270M.checkpoint_damage() is not None,
+        not (cache.directory() / GEMMA3_270M.folder).is_dir(),
         reason="needs `fastmtp serve gemma3-270m --accept-license --dry-run`",
     ),
 ]
