@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 from fastmtp_sglang.servers import launch
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
@@ -47,9 +47,9 @@ class Model:
     """What servers that are started here serve.
 
     Attributes:
-        name: Directory, Hugging Face name, or smollm2.
-        draft: Head directory; None for the MTP layer in the model's files (the embedded head of
-            smollm2).
+        name: Directory, Hugging Face name, or built-in model.
+        draft: Head directory; None for the MTP layer in the model's files (a built-in
+            model's head).
         num_steps: K; None for the default.
         vocabulary: Draft vocabulary file; None for the one beside the head.
         flags: Of `sglang serve`, for every configuration.
@@ -128,8 +128,9 @@ def make_configurations(
                 f"{flag} {value}: has no effect without --configuration {' or '.join(users)}"
             )
     draft = model.draft
-    if model.name == smollm2.NAME and draft is None and any("fastmtp" in name for name in given):
-        head = smollm2.draft_head(model.num_steps, progress)
+    ours = catalog.find(model.name)
+    if ours is not None and draft is None and any("fastmtp" in name for name in given):
+        head = ours.draft_head(model.num_steps, progress)
         draft = str(head.path)
         model = replace(model, num_steps=model.num_steps or head.num_steps)
         if not head.trained:

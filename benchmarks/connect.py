@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any, Literal
 
 from fastmtp_benchmarks.endpoint import Endpoint
-from fastmtp_benchmarks.native import Encode, NativeEndpoint
+from fastmtp_benchmarks.native import NativeEndpoint
 from fastmtp_benchmarks.openai_api import OpenAIEndpoint
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models.prompting import prompt_ids
 
 Api = Literal["auto", "sglang", "openai"]
 
@@ -24,25 +25,6 @@ def load_tokenizer(path: str, flag: str) -> Any:
             f"{flag} {path}: no tokenizer there ({str(error).splitlines()[0][:200]}): give "
             "--tokenizer DIRECTORY, or --api openai to let the server apply its chat template"
         ) from error
-
-
-def chat_encoder(tokenizer: Any, flag: str) -> Encode:
-    """Return the function that applies the chat template, as an OpenAI-compatible server does.
-
-    Raises FastMTPError when there is none.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise FastMTPError(
-            f"{flag}: the tokenizer has no chat template, so it is not known how a question is put "
-            "to the model: give the --tokenizer of an instruction-tuned one"
-        )
-
-    def encode(messages: Sequence[dict[str, str]]) -> list[int]:
-        return tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-
-    return encode
 
 
 async def connect(
@@ -67,7 +49,7 @@ async def connect(
             if tokenizer is None:
                 path = model.get("tokenizer_path") or model["model_path"]
                 tokenizer = load_tokenizer(path, f"{flag} {url}: its model")
-            native.encode = chat_encoder(tokenizer, f"{flag} {url}")
+            native.encode = functools.partial(prompt_ids, tokenizer)
             return native, await native.describe()
         if api == "sglang":
             raise FastMTPError(

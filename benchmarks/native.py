@@ -1,6 +1,7 @@
 """SGLang's native /generate: token ids in, token ids and speculation counters out.
 
-The chat template is applied here, by the model's own tokenizer. Chunks are cumulative by default
+The chat template is applied here, by the model's own tokenizer; without one the messages are a text
+that the model goes on with (`models.prompting`). Chunks are cumulative by default
 and disjoint with SGLang's `--incremental-streaming-output`; both are understood.
 """
 

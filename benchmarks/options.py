@@ -10,6 +10,8 @@ from typing import Annotated
 
 from typer import Option
 
+from fastmtp_sglang.models.license import AcceptLicense
+
 
 @dataclass(frozen=True)
 class Options:
@@ -39,12 +41,12 @@ class Options:
         Option(metavar="SOURCE", help="Text that --shape cuts prompts from. Default: --task."),
     ] = None
     limit: Annotated[int | None, Option(min=1, help="Conversations per task. Default: all.")] = None
-    model: Annotated[str, Option(help="Model directory, Hugging Face name, or smollm2.")] = (
+    model: Annotated[str, Option(help="Model directory, Hugging Face name, or built-in model.")] = (
         "smollm2"
     )
     draft: Annotated[
         str | None,
-        Option(help="Head directory. Default: the model's own; embedded for smollm2."),
+        Option(help="Head directory. Default: the model's own, or a built-in model's."),
     ] = None
     sglang_flags: Annotated[
         str, Option(metavar="FLAGS", help="Flags of `sglang serve`, for every configuration.")
@@ -86,3 +88,4 @@ class Options:
     api_key: Annotated[
         str | None, Option(envvar="FASTMTP_API_KEY", help="Key that the servers ask for.")
     ] = None
+    accept_license: AcceptLicense = False

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmtp_benchmarks.configurations import Model
-from fastmtp_benchmarks.connect import chat_encoder, load_tokenizer
+from fastmtp_benchmarks.connect import load_tokenizer
 from fastmtp_benchmarks.environment import environment, save
 from fastmtp_benchmarks.peers_report import memory_limit, save_plot, table
 from fastmtp_benchmarks.peers_rounds import (
@@ -57,8 +57,10 @@ from fastmtp_benchmarks.peers_systems import (
 )
 from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
+from fastmtp_sglang.models.built_in import NO_PREFIX_CACHE
 from fastmtp_sglang.models.dtype import DEFAULT_DTYPE, Dtype
+from fastmtp_sglang.models.prompting import prompt_ids
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +84,7 @@ _FEWEST_TOTAL_TOKENS = 16384
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model directory, or smollm2.")] = smollm2.NAME,
+    model: Annotated[str, typer.Option(help="Model directory, or smollm2.")] = "smollm2",
     draft: Annotated[
         str | None, typer.Option(help="Head directory. Default: smollm2's, or the model's own.")
     ] = None,
@@ -130,7 +132,7 @@ def main(
     _require(output)
     flags = _split(fastmtp_flags)
     dtype = dtype or DEFAULT_DTYPE
-    path = smollm2.directory("--model", model)
+    path = catalog.directory("--model", model)
     prompts = _prompts(path, task, max(*sizes, FEWEST_PROMPTS), max(sizes))
     threads = threads or measured_on["threads"]
     measured_on |= {"threads": threads}
@@ -270,15 +272,13 @@ def _prompts(model: Path, task: str | None, most: int, fewest: int) -> list[list
             "--task with more"
         )
     tokenizer = load_tokenizer(str(model), "--model")
-    if tokenizer.chat_template is None:
-        return [tokenizer.encode("\n".join(filter(None, pair))) for pair in asked[:most]]
-    encode = chat_encoder(tokenizer, "--model")
     return [
-        encode(
+        prompt_ids(
+            tokenizer,
             [
                 *([{"role": "system", "content": system}] if system else []),
                 {"role": "user", "content": question},
-            ]
+            ],
         )
         for system, question in asked[:most]
     ]
@@ -290,7 +290,7 @@ def _server_flags(
     """Flags of both servers, under which no request of a batch waits for another."""
     needed = max(sizes) * (max(map(len, prompts)) + tokens + _SPARE_TOKENS)
     return (
-        *("--dtype", dtype, smollm2.NO_PREFIX_CACHE),
+        *("--dtype", dtype, NO_PREFIX_CACHE),
         *("--max-total-tokens", str(max(needed, _FEWEST_TOTAL_TOKENS))),
         *("--max-running-requests", str(max(*sizes, FEWEST_PROMPTS))),
         # The other systems compute meanwhile, and allocate while this one starts.

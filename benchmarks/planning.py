@@ -20,7 +20,7 @@ from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.contract.tree_shape import TreeShape, parse_shapes
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.outputs import check_output_folder
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 
 # The paper's K and what is shorter, where a sweep is told nothing.
 _SWEPT_STEPS = "1,2,3"
@@ -153,5 +153,5 @@ def _tokenizer(options: Options, model: Model | None) -> Any:
         raise FastMTPError(
             "--shape with --endpoint: needs --tokenizer DIRECTORY, to count prompt tokens"
         )
-    path = str(smollm2.checkpoint()) if model.name == smollm2.NAME else model.name
-    return load_tokenizer(path, "--model")
+    ours = catalog.find(model.name)
+    return load_tokenizer(model.name if ours is None else str(ours.checkpoint()), "--model")

@@ -29,6 +29,7 @@ from typing import Annotated, Any
 import typer
 
 from fastmtp_benchmarks.environment import save
+from fastmtp_sglang.models.prompting import prompt_ids
 
 _RECORDS = "FASTMTP_STAGE_RECORDS"
 # Steps at the start of each run that are not counted: first calls allocate and warm caches.
@@ -174,21 +175,11 @@ class _Measured:
 def _prompts(tokenizer: Any, count: int) -> list[list[int]]:
     questions = itertools.cycle(q.format(s) for q in _QUESTIONS for s in _SUBJECTS)
     chosen = list(itertools.islice(questions, count))
-    if tokenizer.chat_template is None:
-        return [tokenizer.encode(question) for question in chosen]
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-        for question in chosen
-    ]
+    return [prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in chosen]
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Model directory, or smollm2.")] = "smollm2",
+    model: Annotated[str, typer.Option(help="Model directory, or built-in model.")] = "smollm2",
     draft: Annotated[str | None, typer.Option(help="Head directory.")] = None,
     num_steps: Annotated[int, typer.Option(help="K, tokens drafted per step.")] = 3,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,8",
@@ -205,7 +196,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Time the stages of decoding with and without FASTMTP."""
-    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models import catalog
 
     sizes = [int(size) for size in batch_sizes.split(",")]
     flags: dict[str, Any] = {
@@ -213,10 +204,10 @@ def main(
         "disable_radix_cache": True,
         "log_level": "warning",
     }
-    if model == smollm2.NAME:
+    if (ours := catalog.find(model)) is not None:
         flags["dtype"] = "float32"
-        draft = draft or str(smollm2.draft_head(num_steps).path)
-        model = str(smollm2.checkpoint())
+        draft = draft or str(ours.draft_head(num_steps).path)
+        model = str(ours.checkpoint())
     speculation = {
         "speculative_algorithm": "FASTMTP",
         "speculative_num_steps": num_steps,

@@ -10,7 +10,7 @@ from fastmtp_benchmarks.configurations import BASELINE, Configuration, Model, fa
 from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 
 FULL = "full"
 
@@ -42,8 +42,8 @@ def sweep_configurations(
     draft = model.draft
     found = [Configuration(BASELINE, arguments=model.command())]
     for shape, (name, text) in itertools.product(shapes, zip(names, vocabularies, strict=True)):
-        if model.name == smollm2.NAME and model.draft is None:
-            draft = str(smollm2.draft_head(shape.num_steps, progress).path)
+        if (ours := catalog.find(model.name)) is not None and model.draft is None:
+            draft = str(ours.draft_head(shape.num_steps, progress).path)
         vocabulary = None if text == FULL else Path(text)
         drafted, flags = f"k{shape.num_steps}", []
         if shape.top_k > 1:

@@ -24,6 +24,7 @@ from fastmtp_benchmarks.environment import save
 from fastmtp_benchmarks.tasks import load_tasks
 from fastmtp_sglang.contract.tree_shape import parse_shapes
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models.prompting import prompt_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +180,7 @@ def verifications(accepted: Sequence[int]) -> tuple[int, int]:
 def main(
     task: Annotated[list[str], typer.Argument(help="Prompts, as --task of `fastmtp bench run`.")],
     shapes: Annotated[str, typer.Option(help="K x top-k x rows, comma-separated.")] = "3x1,3x8x16",
-    model: Annotated[str, typer.Option(help="Model directory, or smollm2.")] = "smollm2",
+    model: Annotated[str, typer.Option(help="Model directory, or built-in model.")] = "smollm2",
     head: Annotated[str | None, typer.Option(help="Head directory.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Draft vocabulary file.")] = None,
     language: Annotated[str, typer.Option(help="Its list to draft from.")] = "en",
@@ -191,14 +192,16 @@ def main(
     import torch
 
     from fastmtp_sglang.head.module import FastMTPHead
-    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models import catalog
 
     asked = parse_shapes("--shapes", shapes)
     prompts = [c for t in load_tasks(task, limit) for c in t.conversations]
-    path = smollm2.directory("--model", model)
-    if head is None and model != smollm2.NAME:
-        raise FastMTPError("--head is missing: give the directory of a head for this model")
-    drafting = FastMTPHead.from_pretrained(head or smollm2.draft_head().path).float().eval()
+    path, ours = catalog.directory("--model", model), catalog.find(model)
+    if head is None:
+        if ours is None:
+            raise FastMTPError("--head is missing: give the directory of a head for this model")
+        head = str(ours.draft_head().path)
+    drafting = FastMTPHead.from_pretrained(head).float().eval()
     counted = {shape: [0, 0] for shape in asked}
     with torch.inference_mode():
         target = _Target(path)
@@ -241,12 +244,12 @@ class _Target:
 
     def answer(self, system: str | None, question: str, tokens: int) -> Answer:
         """Answer one question."""
+        import torch
+
         turns = [{"role": "user", "content": question}]
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
-        prompt = self._tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=False
-        )
+        prompt = torch.tensor([prompt_ids(self._tokenizer, turns)])
         ids = self._model.generate(
             prompt, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=tokens
         )

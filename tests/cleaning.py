@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 WORDS = ("river", "stone", "winter", "garden", "engine", "letter", "mountain", "coffee", "paper")
 
@@ -34,7 +34,7 @@ def make(target):
             "answer": answer,
             "finish_reason": "stop",
             "sampling": {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "max_new_tokens": 64},
-            "model": str(smollm2.checkpoint()),
+            "model": str(SMOLLM2.checkpoint()),
         } | fields
 
     return make

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.vocabulary.target import Target, load_target
 
 EOS = 2
@@ -23,7 +23,7 @@ EOS = 2
 
 @pytest.fixture(scope="session")
 def target() -> Target:
-    return load_target(str(smollm2.checkpoint()))
+    return load_target(str(SMOLLM2.checkpoint()))
 
 
 def last_words(prompt: str) -> str:

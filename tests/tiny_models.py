@@ -22,9 +22,9 @@ from transformers import (
 
 from fastmtp_sglang.head.checkpoint import save_head
 from fastmtp_sglang.head.compatibility import mimo_name
-from fastmtp_sglang.head.config import FastMTPConfig
+from fastmtp_sglang.head.config import GEMMA, FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
 SEED = 20250918
@@ -33,13 +33,25 @@ _CONFIGS = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
-    "gemma3": Gemma3TextConfig,
+    GEMMA: Gemma3TextConfig,
+}
+# Both kinds of layers, the one with a window last, and a scale of scores that is not the usual.
+GEMMA_FIELDS = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
 }
 
 
 def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0, **fields) -> Path:
-    """A two-layer model of a family; small `output_scale` makes it depend on the last token."""
+    """A two-layer model of a family; small `output_scale` makes it depend on the last token.
+
+    Gemma's embedding is its head too, so that with nothing between them each token would follow
+    itself: there the last MLP is left as loud as it is.
+    """
     torch.manual_seed(SEED)
+    if family == GEMMA:
+        fields = GEMMA_FIELDS | fields
     config = _CONFIGS[family](
         vocab_size=49152,
         hidden_size=64,
@@ -50,7 +62,7 @@ def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0,
         head_dim=16,
         max_position_embeddings=4096,
         # SGLang knows no other Gemma.
-        tie_word_embeddings=family == "gemma3",
+        tie_word_embeddings=family == GEMMA,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
@@ -61,12 +73,17 @@ def target(directory: Path, family: str = "llama", *, output_scale: float = 1.0,
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+                # It is these norms that say how loud the parts of Gemma's layers are; its scaled
+                # embeddings are of size 0.4.
+                is_output = family == GEMMA and ".post_" in name
+                if is_output and name != "model.layers.1.post_feedforward_layernorm.weight":
+                    parameter.copy_(0.4 * output_scale * (1 + parameter) - 1)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.mul_(output_scale)
             elif "embed_tokens" in name or "lm_head" in name:
-                parameter.normal_()
+                parameter.normal_(std=0.05 if family == GEMMA else 1.0)
     model.save_pretrained(directory)
-    for file in smollm2.checkpoint().glob("token*"):
+    for file in SMOLLM2.checkpoint().glob("token*"):
         shutil.copy(file, directory)
     return directory
 
@@ -129,18 +146,28 @@ def agreeing_head(target_directory: Path, directory: Path, *, noise: float = 0.0
     head = _new_head(target_directory)
     torch.manual_seed(SEED + 2)
     width = head.config.hidden_size
-    norm = load_file(target_directory / "model.safetensors")["model.norm.weight"]
+    tensors = load_file(target_directory / "model.safetensors")
+    loudness = 1.0
+    if head.config.family == GEMMA:
+        # What follows a token is up to the last layer.
+        last = "model.layers.1."
+        layer = {n.removeprefix(last): t for n, t in tensors.items() if n.startswith(last)}
+        head.block.load_state_dict(layer)
+        loudness = tensors["model.embed_tokens.weight"].std() * width**0.5
     with torch.no_grad():
         for name, parameter in head.named_parameters():
-            if "norm" in name:
+            if head.config.family == GEMMA:
+                if not name.startswith("block."):
+                    parameter.zero_()
+            elif "norm" in name:
                 parameter.fill_(1.0)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
         # Reads the token, not the hidden state: x = token_layernorm(embedding).
-        identity = torch.eye(width)
-        disturbance = noise * torch.randn(width, width) / width**0.5
+        identity = loudness * torch.eye(width)
+        disturbance = loudness * noise * torch.randn(width, width) / width**0.5
         head.input_proj.weight.copy_(torch.cat((disturbance, identity), dim=1))
-        head.final_layernorm.weight.copy_(norm)
+        head.final_layernorm.weight.copy_(tensors["model.norm.weight"])
     save_head(head, directory)
     return head
 

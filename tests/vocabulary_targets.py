@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastmtp_sglang.files import cache
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.vocabulary.target import Target, load_target
 
 TEKKEN = Path(find_spec("mistral_common").origin).parent / "data" / "tekken_240911.json"
@@ -53,7 +53,7 @@ def tekken(tmp_path_factory: pytest.TempPathFactory) -> Target:
 def smollm2_target() -> Target:
     if not (cache.directory() / "smollm2-135m-instruct").is_dir():
         pytest.skip("the SmolLM2 checkpoint is not built yet; `fastmtp demo` builds it")
-    return load_target(str(smollm2.checkpoint()))
+    return load_target(str(SMOLLM2.checkpoint()))
 
 
 @pytest.fixture(scope="session")

@@ -254,14 +254,14 @@ def _excluded(sources: "list[PromptSource]") -> list[str]:
 def _target(console: "Console", model: str | None, files: list[Path]) -> "Target | None":
     """Load the target that is given or, where it is on this machine, the one that records name."""
     from fastmtp_sglang.distill.records import read_records
-    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models import catalog
     from fastmtp_sglang.vocabulary.target import load_target
 
     if model is None:
         first = next(read_records(files), None)
         if first is None:
             raise FastMTPError(f"{files[0]}: holds no records")
-        if first.model != smollm2.NAME and not Path(first.model).is_dir():
+        if catalog.find(first.model) is None and not Path(first.model).is_dir():
             _say(
                 console,
                 f"the target {first.model} is not on this machine: languages are not shown, and "

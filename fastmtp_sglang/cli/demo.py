@@ -17,15 +17,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastmtp_sglang.cli.signals import ending_signals
+from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.models.dtype import Dtype
+from fastmtp_sglang.models.license import AcceptLicense
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from fastmtp_sglang.models.built_in import BuiltIn
     from fastmtp_sglang.servers.comparison import Answer, Comparison
 
-PROMPTS = (
+# Name of each prompt, and what is asked.
+Prompts = Sequence[tuple[str, str]]
+
+PROMPTS: Prompts = (
     ("English", "Explain in a few sentences why the sky is blue during the day."),
     ("story", "Tell a short story about a lighthouse keeper who finds a message in a bottle."),
     ("code", "Write a Python function that returns the n-th Fibonacci number without recursion."),
@@ -35,12 +41,24 @@ PROMPTS = (
     ("French", "Quels sont les trois plus grands fleuves de France ?"),
     ("list", "Name ten fruits, one on each line, in alphabetical order."),
 )
+# For a model that goes on with what it is given: beginnings of texts, several languages and code.
+CONTINUATIONS: Prompts = (
+    ("English", "The sky is blue during the day because"),
+    ("story", "Once upon a time there was a lighthouse keeper who found a message in a bottle."),
+    ("code", 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'),
+    ("Chinese", "长城是中国古代的"),
+    ("Japanese", "東京は日本の首都で、"),
+    ("Russian", "Москва — столица России,"),
+    ("Arabic", "القاهرة هي عاصمة مصر"),
+    ("Hindi", "भारत की राजधानी नई दिल्ली"),
+)
 MAX_NEW_TOKENS = 64
 # Idle machines stay below 1.2 from prompt to prompt; other programs on it make speeds meaningless.
 MAX_UNSTEADINESS = 1.5
 
 
 def demo(
+    model: Annotated[str, typer.Option(help="Built-in model: smollm2 or gemma3-270m.")] = "smollm2",
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object on stdout.")
     ] = False,
@@ -56,21 +74,32 @@ def demo(
     ] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Default: bfloat16 where the CPU multiplies it, else float32."),
+        typer.Option(help="Default: bfloat16."),
     ] = None,
+    accept_license: AcceptLicense = False,
 ) -> None:
-    """Answer eight prompts with SmolLM2 with and without FASTMTP, and compare.
+    """Answer eight prompts with a built-in model with and without FASTMTP, and compare.
+
+    A base model, which was never taught to chat, goes on with beginnings of texts instead.
 
     The exit code is 1 if any answer differs.
     """
     from rich.console import Console
 
+    from fastmtp_sglang.models import catalog
+
+    served = catalog.find(model)
+    if served is None:
+        raise FastMTPError(
+            f"--model {model}: the demo has prompts for {catalog.names()}. Give one."
+        )
+    prompts = CONTINUATIONS if served.chat is None else PROMPTS
     console = Console(stderr=as_json, highlight=False)
     # `kill` and a closing terminal must leave no server behind, as Ctrl-C already does not.
     for name in ending_signals():
         signal.signal(name, lambda number, _: sys.exit(128 + number))
-    comparison, trained = _measure(console, num_steps, draft, dtype)
-    console.print(_table(comparison))
+    comparison, trained = _measure(console, served, prompts, num_steps, draft, dtype)
+    console.print(_table(comparison, served.title, prompts))
     for line in _verdict(comparison, trained):
         console.print(line, soft_wrap=True)
     if as_json:
@@ -80,10 +109,15 @@ def demo(
 
 
 def _measure(
-    console: "Console", num_steps: int | None, draft: Path | None, dtype: Dtype | None
+    console: "Console",
+    served: "BuiltIn",
+    prompts: Prompts,
+    num_steps: int | None,
+    draft: Path | None,
+    dtype: Dtype | None,
 ) -> tuple["Comparison", bool | None]:
     """Run both servers; also tell whether the head is trained (None: the user's own)."""
-    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models.built_in import NO_PREFIX_CACHE, serve_flags
     from fastmtp_sglang.models.dtype import DEFAULT_DTYPE
     from fastmtp_sglang.servers.comparison import Comparison
     from fastmtp_sglang.servers.launch import speculation_flags
@@ -93,27 +127,36 @@ def _measure(
 
     trained = None
     with console.status("preparing the model"):
-        model = smollm2.checkpoint(progress)
+        model = served.checkpoint(progress)
         if draft is None:
-            head = smollm2.draft_head(num_steps, progress)
+            head = served.draft_head(num_steps, progress)
             draft, trained = head.path, head.trained
             num_steps = num_steps or head.num_steps
     if dtype is None:
         dtype = DEFAULT_DTYPE
         progress(f"serving in {dtype}; --dtype overrides")
-    common = (*smollm2.serve_flags(dtype), smollm2.NO_PREFIX_CACHE)
+    common = (*serve_flags(dtype), NO_PREFIX_CACHE)
     flags = [*common, *speculation_flags(str(draft), num_steps)]
 
-    fastmtp = _answers(console, "with FASTMTP", model, flags, live=True)
-    baseline = _answers(console, "without speculation", model, common, live=False)
+    asked = [(name, text, served.prompt(text)) for name, text in prompts]
+    fastmtp = _answers(console, "with FASTMTP", model, flags, asked, live=True)
+    baseline = _answers(console, "without speculation", model, common, asked, live=False)
     return Comparison(baseline, fastmtp), trained
 
 
 def _answers(
-    console: "Console", label: str, model: Path, flags: Sequence[str], *, live: bool
+    console: "Console",
+    label: str,
+    model: Path,
+    flags: Sequence[str],
+    asked: Sequence[tuple[str, str, str]],
+    *,
+    live: bool,
 ) -> tuple["Answer", ...]:
-    """Serve `model`, answer the first prompt as a warm-up (shown if `live`), then all of them."""
-    from fastmtp_sglang.models.smollm2 import chat_prompt
+    """Serve `model`, answer the first prompt as a warm-up (shown if `live`), then all of them.
+
+    `asked` holds the name of each prompt, what people read of it, and what the server is sent.
+    """
     from fastmtp_sglang.servers.comparison import ask
     from fastmtp_sglang.servers.server_process import ServerProcess
 
@@ -126,19 +169,19 @@ def _answers(
         ServerProcess(model, flags, on_wait=waiting) as server,
     ):
         console.print(f"[dim]SGLang {label} is up after {time.monotonic() - began:.0f} s[/dim]")
-        first = chat_prompt(PROMPTS[0][1])
+        _, shown, first = asked[0]
         if live:
             status.stop()  # a spinner and text that grows would overwrite each other
-            console.print(f"\n[bold]{PROMPTS[0][1]}[/bold]")
+            console.print(f"\n[bold]{shown}[/bold]")
             ask(server.url, first, MAX_NEW_TOKENS, partial(_show, console))
             console.print("\n")
             status.start()
         else:
             ask(server.url, first, MAX_NEW_TOKENS)
         answers = []
-        for number, (name, question) in enumerate(PROMPTS, 1):
-            status.update(f"answering {label}: {number} of {len(PROMPTS)}, {name}")
-            answers.append(ask(server.url, chat_prompt(question), MAX_NEW_TOKENS))
+        for number, (name, _, prompt) in enumerate(asked, 1):
+            status.update(f"answering {label}: {number} of {len(asked)}, {name}")
+            answers.append(ask(server.url, prompt, MAX_NEW_TOKENS))
         status.update(f"stopping SGLang {label}")
     return tuple(answers)
 
@@ -148,7 +191,7 @@ def _show(console: "Console", text: str) -> None:
     console.file.flush()
 
 
-def _table(comparison: "Comparison") -> "Table":
+def _table(comparison: "Comparison", title: str, prompts: Prompts) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -156,18 +199,18 @@ def _table(comparison: "Comparison") -> "Table":
 
     # Without frames it fits 80 columns, also where answers differ.
     table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
-    table.title = "SmolLM2-135M-Instruct, greedy, one request at a time"
+    table.title = f"{title}, greedy, one request at a time"
     table.add_column("prompt")
     for name in ("tokens", "identical", "acceptance", "baseline", "FASTMTP", "speedup"):
         table.add_column(name, justify="right")
     for (name, _), baseline, fastmtp in zip(
-        PROMPTS, comparison.baseline, comparison.fastmtp, strict=True
+        prompts, comparison.baseline, comparison.fastmtp, strict=True
     ):
         position = first_difference(baseline, fastmtp)
         identical = "yes" if position is None else f"[red]no, from token {position}[/red]"
         _add_row(table, name, identical, Comparison((baseline,), (fastmtp,)))
     table.add_section()
-    total = f"{comparison.identical} of {len(PROMPTS)}"
+    total = f"{comparison.identical} of {len(prompts)}"
     _add_row(table, "all", total, comparison, style="bold")
     table.caption = "acceptance: tokens per verification; baseline, FASTMTP: tokens/s end to end"
     return table
@@ -198,10 +241,10 @@ def _verdict(comparison: "Comparison", trained: bool | None) -> list[str]:
     if comparison.all_identical:
         lines = ["Every answer is identical, token id by token id."]
     else:
-        wrong = len(PROMPTS) - comparison.identical
+        asked = len(comparison.baseline)
         lines = [
-            f"[red]{wrong} of {len(PROMPTS)} answers differ: FASTMTP must never change a greedy "
-            "answer. Please report this with the output of `fastmtp doctor`.[/red]"
+            f"[red]{asked - comparison.identical} of {asked} answers differ: FASTMTP must never "
+            "change a greedy answer. Please report this with the output of `fastmtp doctor`.[/red]"
         ]
     unsteady = max(unsteadiness(comparison.baseline), unsteadiness(comparison.fastmtp))
     if unsteady > MAX_UNSTEADINESS:

@@ -15,6 +15,7 @@ import typer
 from fastmtp_sglang.cli.signals import ending_signals
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.outputs import check_output_folder
+from fastmtp_sglang.models.license import AcceptLicense
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -34,7 +35,7 @@ _KEY_VARIABLE = "FASTMTP_API_KEY"
 
 def distill(
     model: Annotated[
-        str, typer.Option(help="Target: a model directory, or smollm2 for the embedded model.")
+        str, typer.Option(help="Target: a model directory, or built-in: smollm2, gemma3-270m.")
     ],
     output: Annotated[Path, typer.Option(help="Directory to fill, or to go on with.")],
     sglang_flags: Annotated[
@@ -111,8 +112,12 @@ def distill(
     ] = True,
     shard_size: Annotated[int, typer.Option(min=1, help="Records per shard.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Let the target answer prompts, and keep prompts and answers as token ids for training.
+
+    A target without a chat template (a base model) goes on with them as beginnings of texts;
+    with --self-prompt it writes each text's first line.
 
     A killed run goes on with the same command: nothing is asked twice, nothing is lost.
     """
@@ -120,7 +125,7 @@ def distill(
     check_output_folder("--output", output)
     from rich.console import Console
 
-    from fastmtp_sglang.distill.chat import ChatTemplate
+    from fastmtp_sglang.distill.chat import PlainText, prompting
     from fastmtp_sglang.distill.prompts import open_prompts, read_starts
     from fastmtp_sglang.distill.records import Sampling
     from fastmtp_sglang.distill.session import Job, Link
@@ -143,9 +148,11 @@ def distill(
     starts = read_starts(prompt_starts) if prompt_starts else []
     console = Console()
     target = load_target(model)
-    chat = ChatTemplate(target.tokenizer, model)
+    chat = prompting(target.tokenizer, model)
+    if isinstance(chat, PlainText):
+        _say(console, f"{model} has no chat template: it goes on with prompts as with any text")
     if self_prompt is not None:
-        chat.user_turn([])  # raises where the template gives no way to do it
+        chat.user_turn([], starts[0] if starts else "")  # raises where there is no way to do it
     settings = Settings(
         model=model,
         tokenizer_fingerprint=target.fingerprint,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastmtp_sglang.models.license import AcceptLicense
+
 if TYPE_CHECKING:
     from fastmtp_sglang.doctor.diagnosis import Finding
 
@@ -18,7 +20,7 @@ def doctor(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model directory, Hugging Face name, or smollm2.")
+        str | None, typer.Option(help="Model directory, Hugging Face name, or built-in model.")
     ] = None,
     draft: Annotated[
         Path | None, typer.Option(help="Head directory; needs --model. Default: its own layer.")
@@ -28,6 +30,7 @@ def doctor(
         typer.Option(help="Draft vocabulary; needs --model. Default: the one beside the head."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Check this environment, whether a head can draft for a model, and a server's flags.
 

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from fastmtp_sglang.models.license import AcceptLicense
+
 
 def export(
     source: Annotated[Path, typer.Argument(help="Checkpoint of a training run, or a head.")],
     out: Annotated[Path, typer.Option(help="Directory to create.")],
-    target: Annotated[str, typer.Option(help="Target checkpoint directory, or `smollm2`.")],
+    target: Annotated[str, typer.Option(help="Target checkpoint directory, or built-in model.")],
     merge: Annotated[
         bool,
         typer.Option(
@@ -20,14 +22,15 @@ def export(
     vocabulary: Annotated[
         Path | None, typer.Option(help="Draft vocabulary file to put beside the head.")
     ] = None,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Write a head directory with its model card, or merge the head into the target (MiMo)."""
     from fastmtp_sglang.errors import FastMTPError
-    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models import catalog
     from fastmtp_sglang.training.export import export_head
     from fastmtp_sglang.training.merge import merge_head
 
-    directory = smollm2.directory("--target", target)
+    directory = catalog.directory("--target", target)
     if merge:
         if bf16 or vocabulary:
             raise FastMTPError(

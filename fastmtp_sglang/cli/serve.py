@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from fastmtp_sglang.models.dtype import Dtype
+from fastmtp_sglang.models.license import AcceptLicense
 
 
 def serve(
     model: Annotated[
-        str, typer.Argument(help="Model directory, Hugging Face name, or smollm2 (embedded).")
+        str,
+        typer.Argument(help="Directory, Hugging Face name, or built-in: smollm2, gemma3-270m."),
     ],
     sglang_flags: Annotated[
         list[str] | None,
@@ -26,7 +28,7 @@ def serve(
         str | None,
         typer.Option(
             help="Head directory or name. Default: the MTP layer in the model's own files; "
-            "for smollm2 the embedded head.",
+            "for a built-in model the head that ships, or an untrained one.",
         ),
     ] = None,
     num_steps: Annotated[
@@ -41,14 +43,15 @@ def serve(
     dtype: Annotated[
         Dtype | None,
         typer.Option(
-            help="Of weights and activations. Default: SGLang's choice; for smollm2 bfloat16 where "
-            "the CPU multiplies it, else float32."
+            help="Of weights and activations. Default: SGLang's choice; for built-in models "
+            "bfloat16."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Serve MODEL with FASTMTP speculation: prints the `sglang serve` command and runs it."""
-    from fastmtp_sglang.models import smollm2
+    from fastmtp_sglang.models import catalog
     from fastmtp_sglang.servers.address import require_free_port, require_temporary_folder
     from fastmtp_sglang.servers.launch import arguments, check_speculation
     from fastmtp_sglang.servers.server_process import launch_prefix
@@ -68,7 +71,7 @@ def serve(
     if not dry_run:
         require_free_port(flags)
         require_temporary_folder()
-        embedded = model == smollm2.NAME and draft is None and vocabulary is None
+        embedded = catalog.find(model) is not None and draft is None and vocabulary is None
         if not no_speculation and not embedded:
             check_speculation(flags)
         os.execvp(command[0], command)

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from fastmtp_sglang.models.license import AcceptLicense
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, see configs/train.")],
     target: Annotated[
-        str | None, typer.Option(help="Target checkpoint directory, or `smollm2`.")
+        str | None, typer.Option(help="Target checkpoint directory, or built-in model.")
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -29,6 +31,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the configuration."),
     ] = None,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Train a head by self-distillation.
 

@@ -11,6 +11,7 @@ import typer
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.outputs import check_outputs
+from fastmtp_sglang.models.license import AcceptLicense
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ app = typer.Typer(
 _DEFAULT_SIZES = "8k,16k,32k,64k"
 
 Model = Annotated[
-    str, typer.Option(help="Model or tokenizer directory, or 'smollm2' for the embedded model.")
+    str, typer.Option(help="Model or tokenizer directory, or built-in: smollm2, gemma3-270m.")
 ]
 VocabSize = Annotated[
     int | None,
@@ -57,6 +58,7 @@ def import_lists(
     ] = False,
     route: Routes = None,
     vocab_size: VocabSize = None,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Turn FR-Spec or SGLang id lists (.pt) into a vocabulary file."""
     from rich.console import Console
@@ -130,10 +132,10 @@ def show(
     if model is None:
         vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
     else:
-        from fastmtp_sglang.models import smollm2
+        from fastmtp_sglang.models import catalog
         from fastmtp_sglang.vocabulary.fit import load_for
 
-        vocabulary = load_for(file, smollm2.directory("--model", model))
+        vocabulary = load_for(file, catalog.directory("--model", model))
         _say(console, f"{file} fits {model}")
     _say(console, f"{file}: for {vocabulary.vocab_size} rows of head")
     _say(console, f"tokenizer {vocabulary.tokenizer_fingerprint}")
@@ -182,6 +184,7 @@ def build(
         bool, typer.Option(help="Count from the beginning instead of going on.")
     ] = False,
     vocab_size: VocabSize = None,
+    accept_license: AcceptLicense = False,
 ) -> None:
     """Count tokens per language and write the most frequent ones.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from fastmtp_sglang.distill.chat import ChatTemplate
+from fastmtp_sglang.distill.chat import Prompting
 from fastmtp_sglang.distill.endpoints import EndpointPool, Generation, RequestFailedError
 from fastmtp_sglang.distill.prompts import BadRowError, Conversation, PromptSource
 from fastmtp_sglang.distill.records import Message, Record, Sampling
@@ -68,7 +68,7 @@ class Distiller:
 
     Attributes:
         settings: What a request asks.
-        chat: The target's template.
+        chat: How messages are put to the target.
         pool: Where to ask.
         store: Where answers go.
         context_length: Tokens of prompt and answer that the server takes.
@@ -79,7 +79,7 @@ class Distiller:
     """
 
     settings: Settings
-    chat: ChatTemplate
+    chat: Prompting
     pool: EndpointPool
     store: Store
     context_length: int

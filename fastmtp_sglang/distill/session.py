@@ -15,19 +15,19 @@ from typing import Any
 import httpx
 
 from fastmtp_sglang.contract.identity import ALGORITHM
-from fastmtp_sglang.distill.chat import ChatTemplate
+from fastmtp_sglang.distill.chat import Prompting
 from fastmtp_sglang.distill.distiller import Distiller, Progress
 from fastmtp_sglang.distill.endpoints import EndpointPool
 from fastmtp_sglang.distill.prompts import PromptSource
 from fastmtp_sglang.distill.settings import Settings
 from fastmtp_sglang.distill.store import Store
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 from fastmtp_sglang.servers import http_client, launch
 from fastmtp_sglang.servers.server_process import ServerProcess
 from fastmtp_sglang.vocabulary.target import Target
 
-# KV cells per conversation in flight for the embedded model: prompt and answer of usual length.
+# KV cells per conversation in flight for a built-in model: prompt and answer of usual length.
 # SGLang evicts and recomputes when answers grow beyond what there is.
 _CELLS_PER_CONVERSATION = 1024
 # Holds words, signs, digits and another script, on which any two tokenizers differ.
@@ -40,7 +40,7 @@ class Job:
 
     settings: Settings
     target: Target
-    chat: ChatTemplate
+    chat: Prompting
     sources: list[PromptSource]
     self_prompt: int | None
     limit: int | None
@@ -117,7 +117,7 @@ def own_server(
     Raises FastMTPError with the end of the log when the server does not start.
     """
     flags = ["--random-seed", str(random_seed)]
-    if model == smollm2.NAME:
+    if catalog.find(model) is not None:
         cells = max(16384, concurrency * _CELLS_PER_CONVERSATION)
         flags += ["--max-total-tokens", str(cells)]
     _, path, *rest = launch.arguments(

@@ -2,7 +2,7 @@
 
 The checks follow the way of a server start: what is installed, which plugins SGLang would load in
 this environment, which device it would use, whether FASTMTP gets registered, and whether a model
-and a head fit together. They change nothing; asked about the embedded model, they build it.
+and a head fit together. They change nothing; asked about a built-in model, they build it.
 """
 
 import importlib.metadata
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models import catalog
+from fastmtp_sglang.models.built_in import BuiltIn
 
 PLUGIN, PLATFORM = "fastmtp", "fastmtp_cpu"
 _ENTRY_POINTS = {"sglang.srt.plugins": PLUGIN, "sglang.srt.platforms": PLATFORM}
@@ -55,7 +57,7 @@ def diagnose(
             yield finding
     if not problems:  # a registration that cannot succeed would only repeat what is known
         yield registration()
-    yield embedded_model()
+    yield from map(built_in_model, catalog.MODELS.values())
     if model is not None:
         yield from model_and_head(model, draft, vocabulary)
     if server:
@@ -208,21 +210,20 @@ def registration() -> Finding:
     )
 
 
-def embedded_model() -> Finding:
-    """Tell whether the demo's model is there and whole; that it is missing is no problem."""
+def built_in_model(model: BuiltIn) -> Finding:
+    """Tell whether a built-in model is there and whole; that it is missing is no problem."""
     from fastmtp_sglang.files import cache
-    from fastmtp_sglang.models import smollm2
 
-    damage = smollm2.checkpoint_damage()
+    name, damage = f"built-in model {model.name}", model.checkpoint_damage()
     if damage is None:
-        return Finding("embedded model", "SmolLM2 is in the cache, all SHA-256 sums as written")
-    path = cache.directory() / smollm2.CHECKPOINT
+        return Finding(name, f"{model.title} is in the cache, all SHA-256 sums as written")
+    path = cache.directory() / model.folder
     if path.exists():
-        return Finding("embedded model", f"{path}: {damage}", f"rm -r {path} (it is built again)")
+        return Finding(name, f"{path}: {damage}", f"rm -r {path} (it is built again)")
     try:
-        return Finding("embedded model", f"will be built on first use from {smollm2.gguf()}")
+        return Finding(name, f"will be built on first use from {model.gguf()[0]}")
     except FastMTPError as error:
-        return Finding("embedded model", f"not available: {error}")
+        return Finding(name, f"not available: {error}")
 
 
 def model_and_head(
@@ -233,7 +234,6 @@ def model_and_head(
     So is the draft vocabulary, None for the one beside the head, with which it would be served.
     """
     from fastmtp_sglang.head.compatibility import check_compatible
-    from fastmtp_sglang.models import smollm2
     from fastmtp_sglang.servers.launch import require_directory
     from fastmtp_sglang.vocabulary.fit import beside_head, load_for
 
@@ -241,9 +241,9 @@ def model_and_head(
     try:
         require_directory("--model", model)
         target = model
-        if model == smollm2.NAME:  # as `fastmtp serve` takes it: built if it has to be
-            target = str(smollm2.checkpoint())
-            draft = draft or smollm2.draft_head().path
+        if (ours := catalog.find(model)) is not None:  # as `fastmtp serve` takes it
+            target = str(ours.checkpoint())
+            draft = draft or ours.draft_head().path
         check_compatible(target, draft)
         yield Finding(name, f"{draft or 'its own MTP layer'} drafts for {model}")
         name = "draft vocabulary"

@@ -79,7 +79,10 @@ WORKS = (
     ("several tokenizer workers", "tests/served/test_tokenizer_workers.py"),
     ("several servers behind SGLang's router", "tests/served/test_scale_out.py"),
     ("`sglang.Engine`", "tests/served/test_entry_points.py"),
-    ("heads for Llama, Qwen2, Qwen3; MiMo's native layer", "tests/served/test_hidden_states.py"),
+    (
+        "heads for Llama, Qwen2, Qwen3, Gemma 3 (text); MiMo's native layer",
+        "tests/served/test_hidden_states.py",
+    ),
 )
 # Written for, and never run: no GPU was at hand.
 UNPROVEN = (

@@ -18,11 +18,12 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     state on and adds the token's embedding (the identity beside the identity, each halved so that
     the sum keeps the scale), so the block starts from a stream that holds what the target knew at t
     and the token at t + 1. `hidden_layernorm` undoes the weight of the target's final norm, which
-    the stream does not have yet where the copied layer reads it; `token_layernorm` is 1. Training
+    the stream does not have yet where the copied layer reads it; `token_layernorm` is 1 (of Gemma's
+    norms, which multiply by 1 + weight, all this is meant of that factor). Training
     then starts from a language model's layer instead of noise; untrained, a head drafts little.
 
     Args:
-        target: directory of a Llama, Qwen2 or Qwen3 checkpoint, or a hub id that is cached.
+        target: directory of a checkpoint of one of `config.FAMILIES`, or a hub id that is cached.
         out: directory to create; it must not exist.
         num_speculative_steps: K that serving drafts with when nothing else is said.
 
@@ -41,7 +42,7 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastmtp_sglang.head.config import FastMTPConfig
+    from fastmtp_sglang.head.config import GEMMA, FastMTPConfig
     from fastmtp_sglang.head.module import FastMTPHead
     from fastmtp_sglang.models.config import checkpoint_config
     from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
@@ -64,13 +65,14 @@ def init_head(target: Path, out: Path, *, num_speculative_steps: int = 3) -> Non
     head = FastMTPHead(config).to(model.dtype)
     head.block.load_state_dict(model.model.layers[-1].state_dict())
     head.final_layernorm.load_state_dict(model.model.norm.state_dict())
-    norm = model.model.norm.weight.detach().float()
+    plus = 1.0 if config.family == GEMMA else 0.0
+    norm = model.model.norm.weight.detach().float() + plus
     scale = norm.abs().mean()
     # A channel that the norm all but shuts off must not be blown up in its place.
     undone = scale / norm.abs().clamp(min=0.1 * scale) * norm.sign()
     half = torch.eye(config.hidden_size, dtype=model.dtype) / 2
     with torch.no_grad():
-        head.hidden_layernorm.weight.copy_(undone)
+        head.hidden_layernorm.weight.copy_(undone - plus)
         head.input_proj.weight.copy_(torch.cat((half, half), dim=1))
     save_head(head, out)
 

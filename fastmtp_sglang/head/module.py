@@ -9,7 +9,7 @@ For the token at position t + 1 and the hidden state at position t,
 and the next step takes h'_t in the place of h_t. This is the layer of MiMo (arXiv 2505.07608): the
 hidden state is the one after the target's final norm, the concatenation is (hidden, embedding), and
 the embedding is zero at position 0. Embedding and lm_head are the target's and are passed in; the
-head never holds them.
+head never holds them. The norms are the family's too: Gemma's multiply by 1 + weight.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from fastmtp_sglang.head.config import FastMTPConfig
+from fastmtp_sglang.head.config import GEMMA, FastMTPConfig
 
 # Decoder layer, norm and rotary embedding of each family.
 _PARTS = {
@@ -43,6 +44,11 @@ _PARTS = {
         modeling_qwen3.Qwen3DecoderLayer,
         modeling_qwen3.Qwen3RMSNorm,
         modeling_qwen3.Qwen3RotaryEmbedding,
+    ),
+    GEMMA: (
+        modeling_gemma3.Gemma3DecoderLayer,
+        modeling_gemma3.Gemma3RMSNorm,
+        modeling_gemma3.Gemma3RotaryEmbedding,
     ),
 }
 
@@ -73,7 +79,22 @@ class FastMTPHead(PreTrainedModel):
         self.block = layer(block_config, layer_idx=0)
         self.final_layernorm = norm(width, eps=eps)
         self.rotary_emb = rotary(block_config)
+        # Gemma's has one base for layers with a window and one for those without.
+        self._rotary_options = (
+            {"layer_type": block_config.layer_types[0]} if config.family == GEMMA else {}
+        )
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, modeling_gemma3.Gemma3RMSNorm):
+            # A factor of 1, as the weights of the other norms start from.
+            initialization.zeros_(module.weight)
+        elif isinstance(module, modeling_gemma3.Gemma3RotaryEmbedding):
+            # No checkpoint holds its frequencies, and transformers restores those of others alone.
+            computed = modeling_gemma3.Gemma3RotaryEmbedding(module.config)
+            for name, buffer in computed.named_buffers():
+                initialization.copy_(module.get_buffer(name), buffer)
 
     def forward(
         self,
@@ -88,7 +109,8 @@ class FastMTPHead(PreTrainedModel):
 
         Args:
             hidden_states: [B, T, D], after the target's final norm, or this head's own output.
-            token_embeddings: [B, T, D], embeddings of the tokens one position further on.
+            token_embeddings: [B, T, D], embeddings of the tokens one position further on, scaled
+                as the target scales them (`config.embedding_scale`).
             position_ids: int64 [B, T], positions of `hidden_states`.
             attention_mask: [B, past + T] of 0 and 1, or None for no padding.
             past_key_values: cache that is read and extended, or None.
@@ -103,7 +125,10 @@ class FastMTPHead(PreTrainedModel):
             (self.hidden_layernorm(hidden_states), self.token_layernorm(token_embeddings)), dim=-1
         )
         states = self.input_proj(joined)
-        mask = create_causal_mask(
+        create_mask = (
+            create_causal_mask if self.config.window is None else create_sliding_window_causal_mask
+        )
+        mask = create_mask(
             config=self.block_config,
             inputs_embeds=states,
             attention_mask=attention_mask,
@@ -116,7 +141,7 @@ class FastMTPHead(PreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
-            position_embeddings=self.rotary_emb(states, position_ids),
+            position_embeddings=self.rotary_emb(states, position_ids, **self._rotary_options),
             **attention_options,
         )
         return self.final_layernorm(states)
@@ -135,7 +160,7 @@ class FastMTPHead(PreTrainedModel):
         Args:
             hidden_states: [1, T, D], the target's, for positions 0..T-1.
             next_token_ids: int64 [1, T], the tokens at positions 1..T.
-            embed_tokens: the target's embedding.
+            embed_tokens: the target's embedding, which scales by itself.
             lm_head: the target's output layer.
             num_steps: K, at least 1.
 

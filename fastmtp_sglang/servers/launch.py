@@ -1,6 +1,6 @@
 """The arguments of `sglang serve` for a model: the flags that a person would otherwise look up.
 
-Fills in the embedded model's paths and the flags that turn FASTMTP on, and leaves every other
+Fills in the built-in models' paths and the flags that turn FASTMTP on, and leaves every other
 decision to SGLang and to our plugin inside it.
 """
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files import cache
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import built_in, catalog
 from fastmtp_sglang.servers.address import last_value
 
 _MODEL_FLAGS = ("--model-path", "--model")
@@ -27,9 +27,9 @@ def arguments(
 ) -> list[str]:
     """Return what follows `sglang serve`: `--model-path`, the path, and flags.
 
-    The embedded model and its head are built if need be.
+    A built-in model and its head are built if need be.
 
-    `dtype` None is `DEFAULT_DTYPE` for the embedded model, SGLang's choice for others. Flags
+    `dtype` None is `DEFAULT_DTYPE` for a built-in model, SGLang's choice for others. Flags
     given by hand come last and win; `progress` receives lines for people. Raises FastMTPError for
     arguments that contradict each other, would be ignored, or name files that do not exist.
     """
@@ -49,14 +49,14 @@ def arguments(
 
     path = model
     flags: list[str] = []
-    if model == smollm2.NAME:
-        path = str(smollm2.checkpoint(progress))
+    if (ours := catalog.find(model)) is not None:
+        path = str(ours.checkpoint(progress))
         by_hand = dtype or last_value(sglang_flags, "--dtype")
-        flags += smollm2.serve_flags(by_hand)
+        flags += built_in.serve_flags(by_hand)
         if by_hand is None:
             progress(f"serving in {last_value(flags, '--dtype')}; --dtype overrides")
         if speculation and draft is None:
-            head = smollm2.draft_head(num_steps, progress=progress)
+            head = ours.draft_head(num_steps, progress=progress)
             draft, num_steps = str(head.path), num_steps or head.num_steps
             if not head.trained:
                 progress(

@@ -113,7 +113,7 @@ class TrainConfig(_Section):
     """All of a run.
 
     Attributes:
-        target: checkpoint directory, or `smollm2` for the embedded one.
+        target: checkpoint directory, or the name of a built-in model.
         output: folder of checkpoints, logs and, at the end, `head`.
         save_minutes: between two checkpoints. What a kill costs is at most this, one step, one
             validation and the writing itself; 0 saves every step.

@@ -65,7 +65,10 @@ class ChainHead(FastMTPHead):
         """
         anchors = batch["anchors"]
         chain = ChainAttention(
-            batch["row_lengths"].tolist(), anchors, batch["anchor_lengths"].tolist()
+            batch["row_lengths"].tolist(),
+            anchors,
+            batch["anchor_lengths"].tolist(),
+            self.config.window,
         )
         positions = batch["positions"]
         states = self._step(hidden_states, embed(next_ids(1, None)), positions, chain)[anchors]

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.corpus import Changed, Corpus
 from fastmtp_sglang.training.greedy import greedy_continuations
@@ -54,7 +54,7 @@ class Prepared:
 
 def prepare(config: TrainConfig, state: PartialState) -> Prepared:
     """Read the data, split it, and make what is not there yet."""
-    directory = smollm2.directory("target", config.target)
+    directory = catalog.directory("target", config.target)
     tokens = vocabulary_target.load_target(str(directory))
     dtype = torch.bfloat16 if config.optimizer.bf16 else None
     target = FrozenTarget(directory, dtype=dtype, device=state.device)

@@ -16,7 +16,7 @@ from typing import Any
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_json
 from fastmtp_sglang.files.changes import differences
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 from fastmtp_sglang.training.checkpoints import CheckpointFolder
 from fastmtp_sglang.training.config import TrainConfig
 from fastmtp_sglang.training.records import record_files
@@ -71,7 +71,7 @@ def run_settings(config: TrainConfig) -> dict[str, Any]:
         for key, value in _flat(config.model_dump(mode="json")).items()
         if key not in _FREE
     }
-    settings["target"] = target_digest(smollm2.directory("target", config.target))
+    settings["target"] = target_digest(catalog.directory("target", config.target))
     settings["data.train"] = _digests(record_files(config.data.train))
     settings["validation.data"] = _digests(record_files(config.validation.data))
     lists = {

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.tensors import read_header, tensor_files
+from fastmtp_sglang.head.config import embedding_scale
 from fastmtp_sglang.models.config import checkpoint_config
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -57,14 +58,17 @@ class FrozenTarget:
         tensors = load_tensors(directory, [_EMBEDDING, _OUTPUT], optional={_OUTPUT})
         self.dtype = dtype or tensors[_EMBEDDING].dtype
         self._embedding = tensors[_EMBEDDING].to(self.device, self.dtype)
+        self._scale = embedding_scale(self.config)
         tied = _OUTPUT not in tensors
         self.output_weight = (
             self._embedding if tied else tensors[_OUTPUT].to(self.device, self.dtype)
         )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings [..., D] of ids."""
-        return embedding(ids, self._embedding)
+        """Embeddings [..., D] of ids, scaled as the target scales them."""
+        rows = embedding(ids, self._embedding)
+        # Rounded to the dtype before it is multiplied with, as transformers does.
+        return rows if self._scale == 1.0 else rows * rows.new_tensor(self._scale)
 
     @cached_property
     def model(self) -> Any:

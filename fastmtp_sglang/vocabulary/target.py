@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models import catalog
 from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 
 _SPM_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -58,13 +58,13 @@ def load_target(model: str, *, vocab_size: int | None = None) -> Target:
     """Load the tokenizer and configuration of a model.
 
     Args:
-        model: A model or tokenizer directory, or "smollm2" for the embedded model.
+        model: A model or tokenizer directory, or the name of a built-in model.
         vocab_size: Rows of the head, for a directory without `config.json`.
 
     Raises:
         FastMTPError: No such directory, no tokenizer in it, or no vocabulary size to be found.
     """
-    path = smollm2.directory("--model", model)
+    path = catalog.directory("--model", model)
     config = _language_model_config(_read_json(path / "config.json"))
     rows = config.get("vocab_size", vocab_size)
     if rows is None:

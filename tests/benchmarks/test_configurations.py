@@ -16,7 +16,8 @@ from fastmtp_benchmarks.configurations import (
     vocabulary_size,
 )
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
 
@@ -69,9 +70,9 @@ def test_presets(model, head, tmp_path):
 
 
 def test_the_embedded_model_brings_its_head(monkeypatch, head, tmp_path):
-    monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/cache/smollm2"))
-    made = smollm2.DraftHead(head, trained=False)
-    monkeypatch.setattr(smollm2, "draft_head", lambda *_, **__: made)
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda progress: Path("/cache/smollm2"))
+    made = DraftHead(head, trained=False)
+    monkeypatch.setattr(SMOLLM2, "draft_head", lambda *_, **__: made)
     served = arguments(["baseline", "fastmtp"], Model("smollm2"), tmp_path)
     assert served["baseline"].startswith("--model-path /cache/smollm2 --dtype bfloat16")
     assert f"--speculative-draft-model-path {head}" in served["fastmtp"]

@@ -10,10 +10,11 @@ import types
 import pytest
 
 from fastmtp_benchmarks import connect as connection
-from fastmtp_benchmarks.connect import chat_encoder, connect, load_tokenizer
+from fastmtp_benchmarks.connect import connect, load_tokenizer
 from fastmtp_benchmarks.endpoint import Sampling
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
+from fastmtp_sglang.models.prompting import prompt_ids
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -101,22 +102,6 @@ def test_the_servers_own_tokenizer_is_loaded(server, monkeypatch):
     assert asked == [("/tokenizer", named), ("/model", named)]
 
 
-def test_the_chat_template_is_applied_as_servers_do():
-    asked = []
-
-    class Recorder(Tokenizer):
-        def apply_chat_template(self, messages, **options):
-            asked.append((messages, options))
-            return [1]
-
-    assert chat_encoder(Recorder(), "x")(tuple(HELLO)) == [1]
-    (messages, options), = asked  # fmt: skip
-    assert messages == HELLO
-    assert options == {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-    with pytest.raises(FastMTPError, match=r"--endpoint u: the tokenizer has no chat template"):
-        chat_encoder(types.SimpleNamespace(chat_template=None), "--endpoint u")
-
-
 def test_a_tokenizer_that_is_not_there(monkeypatch):
     def from_pretrained(path):
         raise OSError(f"{path} is no repository\nand a page of advice")
@@ -130,11 +115,8 @@ def test_a_tokenizer_that_is_not_there(monkeypatch):
 
 
 def test_the_chat_template_of_a_real_tokenizer():
-    tokenizer = load_tokenizer(str(smollm2.checkpoint()), "--tokenizer")
-    ids = chat_encoder(tokenizer, "x")([{"role": "user", "content": "Why?"}])
-    assert tokenizer.decode(ids) == smollm2.chat_prompt("Why?")
+    tokenizer = load_tokenizer(str(SMOLLM2.checkpoint()), "--tokenizer")
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "Why?"}])
+    assert tokenizer.decode(ids) == SMOLLM2.prompt("Why?")
     with pytest.raises(FastMTPError, match=r"--tokenizer /nowhere/at/all: no tokenizer there"):
         load_tokenizer("/nowhere/at/all", "--tokenizer")
-    tokenizer.chat_template = None
-    with pytest.raises(FastMTPError, match="--endpoint: the tokenizer has no chat template"):
-        chat_encoder(tokenizer, "--endpoint")

@@ -4,6 +4,7 @@ Alone: pytest tests/benchmarks/test_load.py
 """
 
 import asyncio
+import time
 
 import pytest
 import streaming_server as pieces
@@ -42,7 +43,14 @@ def hold(server):
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_conversations_than_asked_for_are_in_flight(hold, server, concurrency):
-    server.answers = lambda body: [0.05, *pieces.native_answer([1, 2, 3])]
+    def answer(_):
+        # However long this machine takes to send as many as may be.
+        deadline = time.monotonic() + 20
+        while server.most_in_flight < concurrency and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return [0.05, *pieces.native_answer([1, 2, 3])]
+
+    server.answers = answer
     outcome = hold(task(7), Level(concurrency=concurrency))
     assert server.most_in_flight == concurrency
     assert [record.prompt_id for record in outcome.records] == [f"p{i}" for i in range(7)]
@@ -75,7 +83,9 @@ def test_turns_after_a_failed_one_fail_without_being_asked(hold, server):
 def test_a_time_limit_leaves_out_what_has_not_begun(hold, server):
     server.answers = lambda body: [0.5, *pieces.native_answer([1, 2])]
     outcome = hold(task(10), Level(concurrency=2), time_limit=0.9)
-    assert (len(outcome.records), outcome.conversations_left_out) == (4, 6)
+    # At 0 and 0.5 seconds two each, unless this machine is late.
+    assert 2 <= len(outcome.records) <= 4
+    assert outcome.conversations_left_out == 10 - len(outcome.records)
     assert all(record.error is None for record in outcome.records)
 
 

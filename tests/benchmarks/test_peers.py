@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from fastmtp_benchmarks import peers, peers_report
 from fastmtp_benchmarks.peers_systems import Answers, System
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 
 class Fake(System):
@@ -179,16 +180,16 @@ def test_prompts_of_a_task(run, model, tmp_path):
 
 
 def test_the_chat_template_is_applied_once():
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.checkpoint())
-    asked = tokenizer.decode(peers._prompts(smollm2.checkpoint(), None, 8, 1)[0])
-    assert asked == smollm2.chat_prompt("Explain to a child how rain comes about.")
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
+    asked = tokenizer.decode(peers._prompts(SMOLLM2.checkpoint(), None, 8, 1)[0])
+    assert asked == SMOLLM2.prompt("Explain to a child how rain comes about.")
 
 
 @pytest.fixture
 def embedded(monkeypatch, tmp_path):
-    monkeypatch.setattr(smollm2, "checkpoint", lambda *_: tmp_path)
-    head = smollm2.DraftHead(tmp_path / "head", trained=True, num_steps=1)
-    monkeypatch.setattr(smollm2, "draft_head", lambda *_, **__: head)
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda *_: tmp_path)
+    head = DraftHead(tmp_path / "head", trained=True, num_steps=1)
+    monkeypatch.setattr(SMOLLM2, "draft_head", lambda *_, **__: head)
 
 
 def test_systems_differ_in_speculation_alone(embedded, tmp_path):

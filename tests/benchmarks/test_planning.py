@@ -14,7 +14,7 @@ from fastmtp_benchmarks.configurations import Configuration, Model
 from fastmtp_benchmarks.load import Level
 from fastmtp_benchmarks.options import Options
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 
 class Characters:
@@ -123,8 +123,8 @@ def test_with_a_text_tasks_and_shapes_are_both_measured(plan, source, loaded):
 
 
 def test_the_embedded_model_has_its_tokenizer(plan, source, loaded, monkeypatch):
-    monkeypatch.setattr(smollm2, "checkpoint", lambda: Path("/cache/smollm2"))
-    made = plan(Model(smollm2.NAME), task=[source("qa", 1)], shape=["4x2"])
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda: Path("/cache/smollm2"))
+    made = plan(Model(SMOLLM2.name), task=[source("qa", 1)], shape=["4x2"])
     assert loaded == [("/cache/smollm2", "--model")]
     assert len(made.tasks[0].conversations) == 64
 

@@ -11,7 +11,8 @@ from fastmtp_benchmarks.configurations import Model
 from fastmtp_benchmarks.sweep import sweep_configurations
 from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 
 def file(path: Path) -> str:
@@ -49,12 +50,12 @@ def test_the_embedded_model_brings_a_head_of_each_depth(monkeypatch, tmp_path):
     def draft_head(num_steps, progress):
         asked.append(num_steps)
         config = file(tmp_path / f"head-{num_steps}" / "config.json")
-        return smollm2.DraftHead(Path(config).parent, trained=True)
+        return DraftHead(Path(config).parent, trained=True)
 
-    monkeypatch.setattr(smollm2, "checkpoint", lambda *_: tmp_path)
-    monkeypatch.setattr(smollm2, "draft_head", draft_head)
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda *_: tmp_path)
+    monkeypatch.setattr(SMOLLM2, "draft_head", draft_head)
     shapes = [TreeShape.of(2), TreeShape.of(3)]
-    _, two, three = sweep_configurations(Model(smollm2.NAME), shapes, ["full"], tmp_path)
+    _, two, three = sweep_configurations(Model(SMOLLM2.name), shapes, ["full"], tmp_path)
     assert asked == [2, 3]
     assert f"--speculative-draft-model-path {tmp_path / 'head-2'} " in two.served
     assert f"--speculative-draft-model-path {tmp_path / 'head-3'} " in three.served

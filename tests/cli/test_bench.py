@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from fastmtp_benchmarks import connect, planning, report, runs
 from fastmtp_sglang.cli import bench
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead, serve_flags
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 pytestmark = pytest.mark.heavy
 
@@ -229,12 +230,10 @@ class Started:
 def started(monkeypatch, two, tmp_path):
     Started.servers, Started.commands = list(two), []
     monkeypatch.setattr(runs, "ServerProcess", Started)
-    monkeypatch.setattr(smollm2, "checkpoint", lambda *_: Path("/cache/smollm2"))
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda *_: Path("/cache/smollm2"))
     head = tmp_path / "head"
     head.mkdir()
-    monkeypatch.setattr(
-        smollm2, "draft_head", lambda *_, **__: smollm2.DraftHead(head, trained=True)
-    )
+    monkeypatch.setattr(SMOLLM2, "draft_head", lambda *_, **__: DraftHead(head, trained=True))
     return Started
 
 
@@ -242,7 +241,7 @@ def test_servers_are_started_one_after_the_other(run, started, prompts, tmp_path
     out = tmp_path / "out"
     run("--task", prompts, "--output", out, "--limit", 5, "--sglang-flags=--page-size 16")
     first, stopped, second, _ = started.commands
-    common = ["/cache/smollm2", *smollm2.serve_flags()]
+    common = ["/cache/smollm2", *serve_flags()]
     assert first == [*common, "--page-size", "16"]
     assert stopped == "stopped"
     assert second[: len(common)] == common

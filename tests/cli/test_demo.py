@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import demo
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead, serve_flags
+from fastmtp_sglang.models.catalog import GEMMA3_270M
 from fastmtp_sglang.servers import comparison, server_process
 
 pytestmark = pytest.mark.heavy
@@ -30,6 +31,8 @@ FAKE = Path(__file__).parents[1] / "fake_sglang.py"
 def stand_ins(embedded, monkeypatch, tmp_path):
     monkeypatch.setattr(server_process, "launch_prefix", lambda: [sys.executable, str(FAKE)])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # As this machine may be while the test runs.
+    monkeypatch.setattr(comparison, "unsteadiness", lambda answers: 1.0)
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_flags_of_the_two_servers(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(server_process.ServerProcess, "__init__", spy)
     assert run("--num-steps", "1", "--draft", str(tmp_path), "--dtype", "bfloat16").exit_code == 0
-    common = [*smollm2.serve_flags("bfloat16"), "--disable-radix-cache"]
+    common = [*serve_flags("bfloat16"), "--disable-radix-cache"]
     assert seen == [
         (
             Path("/cache/smollm2"),
@@ -136,6 +139,31 @@ def test_flags_of_the_two_servers(run, monkeypatch, tmp_path):
         ),
         (Path("/cache/smollm2"), common),
     ]
+
+
+def test_a_base_model_goes_on_with_texts(run, monkeypatch):
+    """Its prompts are sent as they are; BOS is the business of its tokenizer."""
+    monkeypatch.setattr(GEMMA3_270M, "checkpoint", lambda progress: Path("/cache/gemma"))
+    made = DraftHead(Path("/cache/head"), trained=False)
+    monkeypatch.setattr(GEMMA3_270M, "draft_head", lambda num_steps, progress: made)
+    asked, ask = [], comparison.ask
+
+    def spy(url, prompt, *rest):
+        asked.append(prompt)
+        return ask(url, prompt, *rest)
+
+    monkeypatch.setattr(comparison, "ask", spy)
+    result = run("--model", "gemma3-270m")
+    assert result.exit_code == 0, result.exception
+    assert "Gemma 3 270M, greedy" in result.stdout
+    assert "8 of 8" in result.stdout
+    texts = [text for _, text in demo.CONTINUATIONS]
+    assert asked == [texts[0], *texts, texts[0], *texts]
+
+
+def test_another_model_is_refused(run):
+    result = run("--model", "org/model")
+    assert "--model org/model: the demo has prompts for smollm2 or gemma3" in str(result.exception)
 
 
 def test_the_dtype_is_said(run):
@@ -160,14 +188,15 @@ import signal
 import sys
 from pathlib import Path
 import typer
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.servers import server_process
 from fastmtp_sglang.cli import demo
 
 fake = sys.argv[1]
 server_process.launch_prefix = lambda: [sys.executable, fake]
-smollm2.checkpoint = lambda progress: Path("m")
-smollm2.draft_head = lambda num_steps, progress: smollm2.DraftHead(Path("h"), True)
+SMOLLM2.checkpoint = lambda progress: Path("m")
+SMOLLM2.draft_head = lambda num_steps, progress: DraftHead(Path("h"), True)
 original = server_process.ServerProcess.start
 
 def start(self):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 pytestmark = pytest.mark.heavy
 
@@ -33,7 +33,7 @@ def rows(tmp_path) -> Path:
 @pytest.fixture
 def command(endpoint, rows, tmp_path) -> list[str]:
     return [
-        *("distill", "--model", str(smollm2.checkpoint()), "--prompts", str(rows)),
+        *("distill", "--model", str(SMOLLM2.checkpoint()), "--prompts", str(rows)),
         *("--endpoint", endpoint.url, "--output", str(tmp_path / "out")),
         *("--concurrency", "4", "--shard-size", "7", "--max-new-tokens", "50"),
     ]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fastmtp_sglang.cli import app
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.compatibility import check_compatible
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 
 def test_a_head_that_fits_its_target(tmp_path):
@@ -30,7 +30,7 @@ def test_a_head_that_fits_its_target(tmp_path):
 
 def test_the_embedded_model_by_its_name(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(smollm2, "checkpoint", lambda: tmp_path / "cached")
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda: tmp_path / "cached")
     monkeypatch.setattr(
         "fastmtp_sglang.head.checkpoint.init_head",
         lambda *given, **options: made.append((given, options)),

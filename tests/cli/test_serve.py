@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import serve
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead, serve_flags
+from fastmtp_sglang.models.catalog import GEMMA3_270M, SMOLLM2
 from fastmtp_sglang.servers import address, server_process
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
@@ -166,10 +167,19 @@ def test_the_embedded_model(run, embedded):
     result, _ = run("smollm2", "--dry-run")
     assert shlex.split(result.stdout) == [
         *("sglang", "serve", "--model-path", "/cache/smollm2"),
-        *(*smollm2.serve_flags(), *SPECULATION),
+        *(*serve_flags(), *SPECULATION),
         *("--speculative-draft-model-path", "/cache/head"),
     ]
     assert "untrained" not in result.stderr
+
+
+def test_each_built_in_model_has_its_own_name(run, monkeypatch):
+    monkeypatch.setattr(GEMMA3_270M, "checkpoint", lambda progress: Path("/cache/gemma"))
+    made = DraftHead(Path("/cache/its-head"), trained=False)
+    monkeypatch.setattr(GEMMA3_270M, "draft_head", lambda num_steps, progress: made)
+    result, _ = run("gemma3-270m", "--dry-run")
+    assert "--model-path /cache/gemma --dtype bfloat16" in result.stdout
+    assert "--speculative-draft-model-path /cache/its-head" in result.stdout
 
 
 def test_the_dtype_of_the_embedded_model_is_said(run, embedded):
@@ -187,8 +197,8 @@ def test_a_dtype_given_by_hand_wins(run, embedded, given):
 
 
 def test_the_embedded_head_says_how_many_steps_pay(run, monkeypatch):
-    made = smollm2.DraftHead(Path("/cache/head"), trained=True, num_steps=2)
-    monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: made)
+    made = DraftHead(Path("/cache/head"), trained=True, num_steps=2)
+    monkeypatch.setattr(SMOLLM2, "draft_head", lambda num_steps, progress: made)
     for given, steps in (((), "2"), (("--num-steps", "5"), "5")):
         result, _ = run("smollm2", *given, "--dry-run")
         assert shlex.split(result.stdout)[-2:] == ["--speculative-num-steps", steps]

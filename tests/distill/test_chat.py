@@ -7,10 +7,10 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from fastmtp_sglang.distill.chat import ChatTemplate
+from fastmtp_sglang.distill.chat import ChatTemplate, PlainText, prompting
 from fastmtp_sglang.distill.records import Message
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 TALK = [
     Message(role="user", content="Hello"),
@@ -34,7 +34,7 @@ def tokenizer_with():
     """The real tokenizer with another template, optionally adding BOS as Llama's does."""
 
     def make(template: str | None, *, adds_bos: bool = False):
-        tokenizer = AutoTokenizer.from_pretrained(smollm2.checkpoint())
+        tokenizer = AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
         tokenizer.chat_template = template
         if adds_bos:
             tokenizer.bos_token = "<|endoftext|>"
@@ -109,7 +109,6 @@ def test_control_tokens_are_seen(chat, target):
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (None, "no chat template"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "where a user"),
         ("fixed text", "where a user"),
     ],
@@ -117,6 +116,33 @@ def test_control_tokens_are_seen(chat, target):
 def test_templates_that_cannot_be_used(tokenizer_with, template, reason):
     with pytest.raises(FastMTPError, match=reason):
         ChatTemplate(tokenizer_with(template), "m").user_turn([])
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_without_a_template_the_target_goes_on_with_a_text(tokenizer_with, adds_bos):
+    tokenizer = tokenizer_with(None, adds_bos=adds_bos)
+    chat = prompting(tokenizer, "m")
+    assert isinstance(chat, PlainText)
+    text = tokenizer.encode("Hello\n\nHi!\n\nName a fruit.", add_special_tokens=False)
+    assert chat.prompt_ids(TALK) == [0] * adds_bos + text
+
+
+def test_without_a_template_the_target_writes_first_lines(tokenizer_with):
+    tokenizer = tokenizer_with(None, adds_bos=True)
+    chat = prompting(tokenizer, "m")
+    where = chat.user_turn([], "Der Wald")
+    assert where.prefix_ids == [0]
+    assert where.start_ids == tokenizer.encode("Der Wald", add_special_tokens=False)
+    assert (where.stop_ids, where.stop_text) == ([], "\n")
+    later = chat.user_turn(TALK[:2])
+    assert tokenizer.decode(later.prefix_ids) == "<|endoftext|>Hello\n\nHi!\n\n"
+
+
+def test_nothing_to_go_on_from(tokenizer_with):
+    chat = prompting(tokenizer_with(None), "m")
+    with pytest.raises(FastMTPError, match=r"puts no token before a text.*--prompt-starts"):
+        chat.user_turn([])
+    assert chat.user_turn([], "Once").prefix_ids == []
 
 
 def test_template_that_refuses_a_role(tokenizer_with):

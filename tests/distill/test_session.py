@@ -10,7 +10,7 @@ import pytest
 from fastmtp_sglang.distill import session
 from fastmtp_sglang.distill.session import check_tokenizers, context_length, own_server
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_our_own_server_does_not_speculate_and_draws_anew(server, tmp_path):
 
 @pytest.mark.parametrize(("concurrency", "cells"), [(4, 16384), (16, 16384), (64, 65536)])
 def test_the_embedded_model_has_room_for_each_conversation(server, concurrency, cells):
-    with own(smollm2.NAME, concurrency=concurrency):
+    with own(SMOLLM2.name, concurrency=concurrency):
         pass
     ((path, flags, _),) = server.started
-    assert path == str(smollm2.checkpoint())
+    assert path == str(SMOLLM2.checkpoint())
     last = len(flags) - 1 - flags[::-1].index("--max-total-tokens")
     assert flags[last + 1] == str(cells)
 

@@ -12,6 +12,7 @@ import torch
 
 from fastmtp_sglang.doctor import diagnosis, server_arguments
 from fastmtp_sglang.doctor.diagnosis import Finding
+from fastmtp_sglang.models import catalog
 
 CHECKS = ("versions", "hooks", "installation", "whitelist", "platform_choice", "device")
 
@@ -29,14 +30,14 @@ def asked(monkeypatch) -> list:
         monkeypatch.setattr(
             diagnosis, name, lambda *arguments, name=name: iter([check(name, *arguments)])
         )
-    for name in ("registration", "embedded_model"):
-        monkeypatch.setattr(diagnosis, name, lambda name=name: check(name))
+    monkeypatch.setattr(diagnosis, "registration", lambda: check("registration"))
+    monkeypatch.setattr(diagnosis, "built_in_model", lambda model: check(model.name))
     return seen
 
 
 def test_the_way_of_a_server_start(asked):
     found = list(diagnosis.diagnose())
-    names = [*CHECKS, "registration", "embedded_model"]
+    names = [*CHECKS, "registration", *catalog.MODELS]
     assert asked == [(name,) for name in names]
     assert [finding.name for finding in found] == names
 
@@ -54,7 +55,10 @@ def test_after_a_problem_no_registration_is_tried(asked, monkeypatch, check):
     found = list(diagnosis.diagnose("m"))
     assert problem in found
     assert "registration" not in [finding.name for finding in found]
-    assert [finding.name for finding in found][-2:] == ["embedded_model", "model_and_head"]
+    assert [finding.name for finding in found][-2:] == [
+        [*catalog.MODELS][-1],
+        "model_and_head",
+    ]
 
 
 def test_arguments_that_a_server_takes(monkeypatch):

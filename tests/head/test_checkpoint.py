@@ -23,7 +23,8 @@ from fastmtp_sglang.head.module import FastMTPHead
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("targets")
-    return {family: models.target(root / family, family) for family in ("llama", "qwen2", "qwen3")}
+    families = ("llama", "qwen2", "qwen3", "gemma3_text")
+    return {family: models.target(root / family, family) for family in families}
 
 
 def last_layer(target: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -38,7 +39,7 @@ def last_layer(target: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return layer, tensors["model.norm.weight"]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_the_start(targets, tmp_path, family):
     """Last layer, final norm and its inverse, the input halved, nothing of the vocabulary."""
     out = tmp_path / "new" / "head"  # its parent does not exist yet
@@ -54,11 +55,13 @@ def test_the_start(targets, tmp_path, family):
     assert block.keys() == layer.keys()
     assert all(torch.equal(block[name], layer[name]) for name in layer)
     assert torch.equal(tensors.pop("final_layernorm.weight"), norm)
-    # The final norm's weight (0.5 to 1.5 here) is undone, up to a scale.
+    # The final norm's factor (0.5 to 1.5 here, or Gemma's 1.5 to 2.5) is undone, up to a scale.
+    plus = 1 if family == "gemma3_text" else 0
+    factor = norm + plus
     torch.testing.assert_close(
-        tensors.pop("hidden_layernorm.weight") * norm, norm.mean().expand(64)
+        (tensors.pop("hidden_layernorm.weight") + plus) * factor, factor.mean().expand(64)
     )
-    assert torch.equal(tensors.pop("token_layernorm.weight"), torch.ones(64))
+    assert torch.equal(tensors.pop("token_layernorm.weight") + plus, torch.ones(64))
     half = torch.eye(64) / 2
     assert torch.equal(tensors.pop("input_proj.weight"), torch.cat((half, half), 1))
     assert tensors == {}
@@ -70,7 +73,7 @@ def test_the_start(targets, tmp_path, family):
     compatibility.check_compatible(targets[family], out)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_round_trip_through_auto_model(targets, tmp_path, family):
     head = models.random_head(targets[family], tmp_path / "head")
     loaded = AutoModel.from_pretrained(tmp_path / "head")

@@ -8,6 +8,8 @@ import json
 import pytest
 from transformers import (
     AutoConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     Qwen2Config,
@@ -15,12 +17,22 @@ from transformers import (
 )
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig, describe
+from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig, describe, embedding_scale
 
 FAMILIES = {
     "llama": (LlamaConfig, "LlamaForCausalLM"),
     "qwen2": (Qwen2Config, "Qwen2ForCausalLM"),
     "qwen3": (Qwen3Config, "Qwen3ForCausalLM"),
+    "gemma3_text": (Gemma3TextConfig, "Gemma3ForCausalLM"),
+}
+
+
+_ROTARY = {
+    "llama": {"rope_type": "default", "rope_theta": 12345.0},
+    "gemma3_text": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 123.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 12345.0},
+    },
 }
 
 
@@ -37,7 +49,7 @@ def target(family: str = "llama", **fields):
             "head_dim": 16,
             "rms_norm_eps": 3e-7,
             "max_position_embeddings": 777,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 12345.0},
+            "rope_parameters": _ROTARY.get(family, _ROTARY["llama"]),
             **fields,
         }
     )
@@ -97,6 +109,42 @@ def test_one_layer_type_is_left():
     config = FastMTPConfig.from_target(source)
     assert config.layer_types == ["sliding_attention"]
     assert config.block_config().layer_types == ["sliding_attention"]
+
+
+@pytest.mark.parametrize(("family", "window"), [("qwen2", None), ("gemma3_text", 8)])
+def test_the_window_is_that_of_the_last_layer(family, window):
+    """SGLang serves Qwen2 without one."""
+    layers = ["full_attention", "sliding_attention"]
+    fields = {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 8}
+    source = target(family, layer_types=layers, **fields)
+    assert FastMTPConfig.from_target(source).window == window
+    source.layer_types = layers[::-1]
+    assert FastMTPConfig.from_target(source).window is None
+    assert FastMTPConfig.from_target(target()).window is None
+
+
+def test_the_scale_of_embeddings():
+    """Of a target and of its head: Gemma's alone scales them."""
+    for family in FAMILIES:
+        source = target(family)
+        expected = 96**0.5 if family == "gemma3_text" else 1.0
+        assert embedding_scale(source) == expected
+        assert embedding_scale(FastMTPConfig.from_target(source)) == expected
+
+
+def test_a_gemma_that_embeds_is_refused():
+    source = target("gemma3_text", use_bidirectional_attention=True)
+    with pytest.raises(FastMTPError, match="use_bidirectional_attention it embeds texts"):
+        FastMTPConfig.from_target(source)
+
+
+def test_a_model_of_images_is_refused():
+    source = Gemma3Config()
+    source.architectures = ["Gemma3ForConditionalGeneration"]
+    with pytest.raises(
+        FastMTPError, match=r"made for Gemma3ForConditionalGeneration.*takes more than text"
+    ):
+        FastMTPConfig.from_target(source)
 
 
 def test_mimo_is_qwen2():

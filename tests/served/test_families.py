@@ -13,6 +13,8 @@ import tiny_models as models
 import torch
 from transformers import AutoModelForCausalLM
 
+from fastmtp_sglang.head.config import GEMMA
+
 # Five engines, one after the other.
 pytestmark = pytest.mark.slow
 
@@ -21,7 +23,7 @@ FAMILIES = {
     "qwen2": {},
     "qwen3": {},
     # A window that the prompts exceed.
-    "gemma3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    GEMMA: models.GEMMA_FIELDS,
 }
 
 

@@ -4,7 +4,7 @@ Reference: the target in transformers and `head.module.FastMTPHead`, both in flo
 but each request's final tokens. Compared: whatever SGLang's draft model was given and returned, in
 float32, with chunks, shared prefixes, batches of different lengths and rejected drafts.
 
-Alone: pytest tests/served/test_hidden_states.py (starts five engines)
+Alone: pytest tests/served/test_hidden_states.py (starts six engines)
 """
 
 from collections import Counter
@@ -53,7 +53,7 @@ class Reference:
         )
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3", "mimo"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "mimo", "gemma3_text"])
 def run(request, engine_runs) -> EngineRun:
     return engine_runs[request.param]
 

@@ -17,7 +17,7 @@ from prompts import requests
 from typer.testing import CliRunner
 
 from fastmtp_sglang.cli import app
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.servers.server_process import free_port
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def test_distillation_from_both(servers, tmp_path):
     result = CliRunner().invoke(
         app,
         [
-            *("distill", "--model", str(smollm2.checkpoint()), "--prompts", str(rows)),
+            *("distill", "--model", str(SMOLLM2.checkpoint()), "--prompts", str(rows)),
             *("--output", str(out), "--max-new-tokens", "12", "--concurrency", "8"),
             *(flag for kind in WORKERS for flag in ("--endpoint", servers(kind))),
         ],

@@ -10,7 +10,9 @@ import pytest
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head import compatibility
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.built_in import DraftHead
+from fastmtp_sglang.models.catalog import SMOLLM2
+from fastmtp_sglang.models.dtype import DEFAULT_DTYPE
 from fastmtp_sglang.servers import launch
 from fastmtp_sglang.vocabulary import fit
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
@@ -37,12 +39,12 @@ def test_flags_given_by_hand_come_last():
 
 @pytest.mark.parametrize("by_hand", [None, "float32"])
 def test_what_people_are_told_of_the_embedded_model(monkeypatch, by_hand):
-    monkeypatch.setattr(smollm2, "checkpoint", lambda progress: Path("/m"))
-    head = smollm2.DraftHead(Path("/h"), trained=False)
-    monkeypatch.setattr(smollm2, "draft_head", lambda num_steps, progress: head)
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda progress: Path("/m"))
+    head = DraftHead(Path("/h"), trained=False)
+    monkeypatch.setattr(SMOLLM2, "draft_head", lambda num_steps, progress: head)
     said: list[str] = []
-    made = launch.arguments(smollm2.NAME, [], dtype=by_hand, progress=said.append)
-    assert made[:4] == ["--model-path", "/m", "--dtype", by_hand or smollm2.DEFAULT_DTYPE]
+    made = launch.arguments(SMOLLM2.name, [], dtype=by_hand, progress=said.append)
+    assert made[:4] == ["--model-path", "/m", "--dtype", by_hand or DEFAULT_DTYPE]
     assert said[-1].startswith("the draft head is untrained")
     assert (said[:-1] == []) == (by_hand is not None)  # what was asked for is not repeated
 

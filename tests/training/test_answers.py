@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.conversations import BadRowError, read_chat
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.training.answers import answered
 
 MESSAGES = [
@@ -30,7 +30,7 @@ GENERATION = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(smollm2.checkpoint())
+    return AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.heavy
 STEPS = 4
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("block", [3, 128], ids=["several blocks", "one block"])
 def test_every_chain_equals_draft_from_its_position(tmp_path, monkeypatch, family, block):
     """Each anchor's drafts and states, in a packed batch, against a KV cache run one at a time."""

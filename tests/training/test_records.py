@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.training import records
 from fastmtp_sglang.vocabulary.target import load_target
 
@@ -23,7 +23,7 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def target():
-    return load_target(str(smollm2.checkpoint()))
+    return load_target(str(SMOLLM2.checkpoint()))
 
 
 @pytest.fixture

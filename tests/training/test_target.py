@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import tiny_models as models
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -185,3 +186,14 @@ def test_a_directory_without_weights(copy):
     for read in (checkpoint_files, target_digest, FrozenTarget):
         with pytest.raises(FastMTPError, match=r"copy holds no \.safetensors file: give"):
             read(copy)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_embeddings_are_the_models(tmp_path, family, dtype):
+    """To the bit, scaled or not: of Gemma's factor too only what the dtype holds is used."""
+    target = FrozenTarget(models.target(tmp_path / "target", family), dtype=dtype)
+    ids = torch.arange(0, 49152, 97)
+    expected = target.model.get_input_embeddings()(ids)
+    assert expected.dtype == dtype
+    assert torch.equal(target.embed(ids), expected)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.vocabulary.target import Target, byte_alphabet, load_target, token_bytes
 
 
@@ -115,5 +116,5 @@ def test_a_broken_config(tmp_path: Path, content: str, message: str):
 
 
 def test_smollm2_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path):
-    monkeypatch.setattr("fastmtp_sglang.models.smollm2.checkpoint", lambda: tiny_folder)
+    monkeypatch.setattr(SMOLLM2, "checkpoint", lambda: tiny_folder)
     assert load_target("smollm2").path == tiny_folder

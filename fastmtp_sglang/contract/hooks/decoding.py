@@ -11,6 +11,8 @@ _WORKER = f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2"
 _STATE_ARGS = "speculative_num_steps speculative_num_draft_tokens cuda_graph_bs"
 _ORGANIZE_ARGS = "score_list token_list parents_list num_draft_token"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
+_GEMMA = "sglang.srt.models.gemma3_causal"
+_ANGLES = "position_embeddings_global position_embeddings_local"
 
 HOOKS: tuple[Hook, ...] = (
     # The algorithm.
@@ -140,6 +142,19 @@ HOOKS: tuple[Hook, ...] = (
     Hook("call", "sglang.srt.runtime_context:get_parallel", ""),
     Hook("read", "sglang.srt.models.registry:ModelRegistry"),
     Hook("override", "sglang.srt.models.mimo_mtp:MiMoMTP.load_weights", "weights"),
+    # The block of a head for Gemma 3.
+    Hook(
+        "override",
+        f"{_GEMMA}:Gemma3DecoderLayer.forward",
+        f"positions hidden_states {_ANGLES} forward_batch",
+    ),
+    Hook("call", f"{_GEMMA}:Gemma3RotaryEmbedding.forward", "x position_ids"),
+    Hook("call", f"{_GEMMA}:get_attention_sliding_window_size", "config"),
+    Hook(
+        "call",
+        "sglang.srt.layers.layer_boundary.residual.stream:ResidualStream.from_handoff",
+        "hidden residual update",
+    ),
     # Seeds and logit processors.
     *(
         Hook("override", f"{_BATCH_INFO}:SamplingBatchInfo.{name}", parameters)
@@ -155,6 +170,7 @@ HOOKS: tuple[Hook, ...] = (
         f"{_SAMPLER}:Sampler._sample_from_probs",
         "probs sampling_info positions simple_sampling_case",
     ),
-    Hook("call", f"{_SAMPLER}:sampling_from_probs_torch", "probs sampling_seed positions"),
+    # Also replaced on a CPU.
+    Hook("override", f"{_SAMPLER}:sampling_from_probs_torch", "probs sampling_seed positions"),
     Hook("read", "sglang.srt.sampling.sampling_params:TOP_K_ALL"),
 )

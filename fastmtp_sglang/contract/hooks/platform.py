@@ -167,11 +167,6 @@ HOOKS: tuple[Hook, ...] = (
     # Sampling, seeds and deterministic inference on it.
     Hook(
         "override",
-        "sglang.srt.layers.sampler:sampling_from_probs_torch",
-        "probs sampling_seed positions",
-    ),
-    Hook(
-        "override",
         "sglang.srt.layers.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
         "probs top_ks top_ps min_ps need_min_p_sampling sampling_seed positions",
     ),

@@ -136,6 +136,9 @@ def pack_model(model: torch.nn.Module) -> None:
             module.quant_method = (
                 PackedLMHeadMethod() if module is head else NativeEmbeddingMethod()
             )
+    if isinstance(head, torch.nn.Embedding) and _packable(head.weight):
+        # SGLang's Gemma 3 scores with torch's own embedding; its rows stay, for looking tokens up.
+        head.quant_method = PackedLMHeadMethod()
     if linears:
         _repack_on_load(model, linears)
 

@@ -13,13 +13,14 @@ from collections.abc import Iterable
 import torch
 from sglang.srt.layers.layer_boundary import layer_stack
 from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
-from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.layernorm import Gemma3RMSNorm, RMSNorm
 from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.models.gemma3_causal import get_attention_sliding_window_size
 from sglang.srt.models.llama import LlamaDecoderLayer
 from sglang.srt.models.qwen2 import Qwen2DecoderLayer
 from sglang.srt.models.qwen3 import Qwen3DecoderLayer
@@ -27,9 +28,15 @@ from sglang.srt.utils import add_prefix
 from torch import nn
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.config import FastMTPConfig
+from fastmtp_sglang.head.config import GEMMA, FastMTPConfig, embedding_scale
+from fastmtp_sglang.serving.drafting.gemma_block import GemmaBlock
 
-_BLOCKS = {"llama": LlamaDecoderLayer, "qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
+_BLOCKS = {
+    "llama": LlamaDecoderLayer,
+    "qwen2": Qwen2DecoderLayer,
+    "qwen3": Qwen3DecoderLayer,
+    GEMMA: GemmaBlock,
+}
 
 # How the names of a target's tensors begin, and none of a head's.
 _OF_A_TARGET = ("model.", "lm_head.")
@@ -67,8 +74,10 @@ class FastMTPHead(nn.Module):
         super().__init__()
         self.config = config
         width, eps = config.hidden_size, config.rms_norm_eps
-        self.hidden_layernorm = RMSNorm(width, eps=eps)
-        self.token_layernorm = RMSNorm(width, eps=eps)
+        norm = Gemma3RMSNorm if config.family == GEMMA else RMSNorm
+        self.hidden_layernorm = norm(width, eps=eps)
+        # norm(scale * x) with eps is norm(x) with eps / scale^2: embeddings are read as they are.
+        self.token_layernorm = norm(width, eps=eps / embedding_scale(config) ** 2)
         self.input_proj = ReplicatedLinear(
             2 * width, width, bias=False, prefix=add_prefix("input_proj", prefix)
         )
@@ -79,7 +88,7 @@ class FastMTPHead(nn.Module):
                 quant_config=quant_config,
                 prefix=add_prefix("block", prefix),
             )
-        self.final_layernorm = RMSNorm(width, eps=eps)
+        self.final_layernorm = norm(width, eps=eps)
         self.logits_processor = LogitsProcessor(config)
         # Shapes without memory until the target's tensors take their place.
         with torch.device("meta"):
@@ -121,8 +130,18 @@ class FastMTPHead(nn.Module):
         self.lm_head.weight = head
 
     def set_lm_head_from_target(self, target_lm_head: nn.Module) -> None:
-        """Share the module too: a quantized or repacked lm_head is more than its weight."""
-        self.lm_head = target_lm_head
+        """Share the module too: a quantized or repacked lm_head is more than its weight.
+
+        Gemma's is torch's embedding, which knows nothing of shards: there the head's own stays, of
+        which `set_embed_and_head` has set the weight.
+        """
+        if isinstance(target_lm_head, VocabParallelEmbedding):
+            self.lm_head = target_lm_head
+
+    def get_attention_sliding_window_size(self) -> int | None:
+        """What SGLang plans attention by: positions behind a query that its block sees, or None."""
+        config = self.config
+        return None if config.window is None else get_attention_sliding_window_size(config)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Load a head directory's tensors; later, those of them that an update brings.

@@ -265,3 +265,19 @@ def test_a_tied_embedding_still_looks_tokens_up():
     embedded = model.embed_tokens.quant_method.embedding(model.embed_tokens, ids)
     assert torch.equal(embedded, rows[ids])
     assert_close(logits(model.lm_head, random(2, 64)), random(2, 64).double() @ rows.double().T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_head_that_is_an_embedding_of_torchs(dtype):
+    """SGLang's Gemma 3: logits whose bits do not depend on who shares the batch, and look-ups."""
+    model = Model().to(dtype)
+    model.lm_head = torch.nn.Embedding(192, 64).to(dtype)
+    pack_model(model)
+    method, x = model.lm_head.quant_method, random(7, 64, seed=SEED + 9).to(dtype)
+    logits = method.apply(model.lm_head, x)
+    assert all(torch.equal(method.apply(model.lm_head, x[i : i + 1])[0], logits[i]) for i in (0, 6))
+    expected = x.double() @ model.lm_head.weight.double().T
+    tolerance = expected.abs().max().item() * (2**-8 if dtype == torch.bfloat16 else 1e-6)
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=tolerance)
+    ids = torch.tensor([3, 191])
+    assert torch.equal(model.lm_head(ids), model.lm_head.weight[ids])

@@ -11,7 +11,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.managers.scheduler_components.metrics_reporter import SchedulerMetricsReporter
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.serving.requests.emitted_drafts import EmittedDrafts
 from fastmtp_sglang.serving.verification import stops
 
@@ -23,7 +23,7 @@ TEXT = "One two three four five six seven eight nine ten eleven twelve"
 def tokenizer():
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(smollm2.checkpoint())
+    made = AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
     made.additional_stop_token_ids = None  # what SGLang's loader adds
     return made
 

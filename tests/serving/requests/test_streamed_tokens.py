@@ -22,7 +22,7 @@ from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.parser.reasoning_parser_names import REASONING_PARSER_NAMES
 from tool_formats import FORMATS
 
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.serving.requests import streamed_tokens
 from fastmtp_sglang.serving.requests.streamed_tokens import ChunkCuts, TokenCuts, _cut_all
 
@@ -78,7 +78,7 @@ def tokenizer():
     """SmolLM2's, with the markers of all formats as special tokens, as their models have them."""
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(smollm2.checkpoint())
+    made = AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
     texts = "".join(spoken(parser, case) for parser in FORMATS for case in CALLS)
     markers = set(re.findall(r"<[^<>\s=]{3,40}>|\[TOOL_CALLS\]|\]<\]minimax\[>\[", texts))
     made.add_special_tokens({"additional_special_tokens": sorted(markers | set(THINKING))})

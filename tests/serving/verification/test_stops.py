@@ -6,7 +6,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from fastmtp_sglang.models import smollm2
+from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.serving.verification import stops
 
 SEED = 20250918
@@ -19,7 +19,7 @@ OURS = stops.token_by_token(STOCK)
 def tokenizer():
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(smollm2.checkpoint())
+    made = AutoTokenizer.from_pretrained(SMOLLM2.checkpoint())
     made.additional_stop_token_ids = None  # what SGLang's loader adds
     return made
 
