@@ -127,7 +127,7 @@ class Engine:
             self.recording = None if first else recording
             ends = flat[first:].data_ptr(), flat.stride(0), out[first:].data_ptr(), weight.outputs
             count = min(SWEEP, rows - first)
-            self._run(count, product.address, *ends, *of_weight, *of_all, parts=len(weight.panels))
+            self.run(count, product.address, *ends, *of_weight, *of_all, parts=len(weight.panels))
         self.recording = recording
         return out.view(*x.shape[:-1], weight.outputs)
 
@@ -135,7 +135,7 @@ class Engine:
         """The float32 of bfloat16 rows [N, width]."""
         rows, width = x.shape
         out = self.new(rows, width, torch.float32)
-        self._run(
+        self.run(
             rows,
             by_row.widen.address,
             x.data_ptr(),
@@ -169,7 +169,7 @@ class Engine:
         out = self.new(rows, groups * width, x.dtype)
         kept = None if residual is None else _by_rows(residual, width)
         self.reserve(width * 8)
-        self._run(
+        self.run(
             rows,
             by_row.norm.address,
             flat.data_ptr(),
@@ -193,7 +193,7 @@ class Engine:
         flat = _by_rows(x, 2 * width)
         out = self.new(len(flat), width, x.dtype)
         self.reserve(width * 8)
-        self._run(
+        self.run(
             len(flat),
             by_row.gate.address,
             flat.data_ptr(),
@@ -216,7 +216,7 @@ class Engine:
             key: [N, key heads, size], contiguous heads.
             angles: float32 [positions, turned part of a head], cosines and then sines.
         """
-        self._run(
+        self.run(
             len(query),
             by_row.rotate.address,
             query.data_ptr(),
@@ -237,7 +237,7 @@ class Engine:
         self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
     ) -> None:
         """Write keys and values [N, heads * size] into slots (int64 [N]) of contiguous caches."""
-        self._run(
+        self.run(
             len(key),
             by_row.keep.address,
             key.data_ptr(),
@@ -281,7 +281,7 @@ class Engine:
         key_heads, value_size = value_cache.shape[1:]
         self.reserve(scratch_bytes(self._longest, heads, key_heads, size, value_size))
         out = self.new(rows, heads * value_size, query.dtype)
-        self._run(
+        self.run(
             rows,
             attend.address,
             query.data_ptr(),
@@ -307,7 +307,7 @@ class Engine:
         """[N, 2 * width] of two [N, width]; the second is zeros where its position (int64) is 0."""
         rows, width = first.shape
         out = self.new(rows, 2 * width, first.dtype)
-        self._run(
+        self.run(
             rows,
             by_row.join.address,
             first.data_ptr(),
@@ -325,7 +325,7 @@ class Engine:
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
         """The rows of `table` [entries, width] that int64 ids [N] name."""
         out = self.new(len(ids), table.shape[1], table.dtype)
-        self._run(
+        self.run(
             len(ids),
             by_row.embed.address,
             table.data_ptr(),
@@ -348,7 +348,7 @@ class Engine:
         values = torch.empty(rows, k)
         places = torch.empty(rows, k, dtype=torch.int64)
         log_sum = torch.empty(rows if log_sum_exp else 0)
-        self._run(
+        self.run(
             rows,
             best.address,
             scores.data_ptr(),
@@ -361,9 +361,10 @@ class Engine:
         )
         return values, places, log_sum
 
-    def _run(
+    def run(
         self, rows: int, *fields: int, parts_a_row: int = 0, parts: int = 0, **of_rows: Tensor
     ) -> None:
+        """Compute one operator: its fields, into how many parts it falls, what a pass is given."""
         op = self._ops[0]
         op[: len(fields)] = fields
         op[PARTS_A_ROW], op[PARTS] = parts_a_row, parts
