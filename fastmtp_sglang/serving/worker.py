@@ -157,11 +157,13 @@ class FastMTPDraftWorker(EagleDraftWorker):
             get_observability().decode_log_interval,
             with_metrics=get_observability().enable_metrics and get_parallel().tp_rank == 0,
         )
+        own = vocabulary.own_tokens
         logger.info(
-            "Drafting from %s by the language of each request: %s of %d tokens.",
+            "Drafting from %s by the language of each request: %s of %d tokens%s.",
             path,
             ", ".join(f"{name} {len(ids)}" for name, ids in vocabulary.ids.items()),
             vocabulary.vocab_size,
+            f", and up to {own} of the request's own" if own else "",
         )
 
     def _watch_weight_updates(self, draft_head: DraftHead) -> None:
