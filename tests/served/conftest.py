@@ -42,7 +42,7 @@ _ENV = {
     # SGLang wants a core for each rank on a machine of one NUMA node.
     **{
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-        for kind in ("", "routed-")
+        for kind in ("", "routed-", "own-")
     },
 }
 # In interpreters of their own, by either command of SGLang's; others are forked.
@@ -270,6 +270,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             checkpoints.chains,
             (*own, *_tree(3, 2, 8), "--disable-overlap-schedule"),
         ),
+        "chains-own-two-ranks": (checkpoints.chains, (*own, *two_ranks)),
         "chains-own-rejection": (
             checkpoints.chains,
             (*own, "--speculative-use-rejection-sampling"),
