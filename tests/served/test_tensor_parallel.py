@@ -25,7 +25,7 @@ def test_equal(servers):
 
 @pytest.mark.parametrize("language", ["ko", "zh"])
 def test_own_tokens_are_drafted_whichever_rank_has_their_rows(servers, language):
-    """Of a list that lacks all of the text; Korean's rows are the first rank's, Chinese the other's.
+    """Of a list without the text; Korean rows are the first rank's, Chinese the other's.
 
     What is drafted right was in the prompt.
     """
