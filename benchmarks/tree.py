@@ -2,6 +2,8 @@
 
     python -m fastmtp_benchmarks.tree PROMPTS.jsonl --shapes 3x1,3x4x12,3x8x16
 
+With --vocabulary drafts come from one of its lists, and with --own-tokens from what the request has
+said besides: what a smaller list loses, and what that gives back.
 A shape is K x top-k x rows. The target answers each prompt greedily, once; then the head is applied
 to its hidden states, in plain torch, wherever a verification would begin, for every shape. Branches
 attend as SGLang's draft cache has them: to the prompt and the answer so far, and to what lies in
@@ -82,6 +84,7 @@ def draft_trees(
     list_ids: Tensor | None,
     num_steps: int,
     top_k: int,
+    own_tokens: int = 0,
 ) -> Drafts:
     """Draft wherever a verification of this answer could begin.
 
@@ -93,6 +96,7 @@ def draft_trees(
         list_ids: int64 ids to draft from, or None for all.
         num_steps: K.
         top_k: branches.
+        own_tokens: how many tokens of the request itself that the list lacks are drafted from too.
 
     Returns:
         Drafts of place p, which begins when token prompt_length + p has been decided.
@@ -113,14 +117,28 @@ def draft_trees(
         past_key_values=cache,
     )[0]
 
-    def best(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        shares, index = (hidden_states @ rows.T).softmax(-1).topk(top_k)
-        return shares, index if list_ids is None else list_ids[index]
+    def best(hidden_states: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of rows that fall to the places whose own tokens [P, n] are given, as many to each."""
+        logits = hidden_states @ rows.T
+        if list_ids is None or own is None:
+            shares, index = logits.softmax(-1).topk(top_k)
+            return shares, index if list_ids is None else list_ids[index]
+        by_place = hidden_states.view(len(own), -1, hidden_states.shape[1])
+        own_logits = by_place @ lm_head[own.clamp(min=0)].mT
+        own_logits = own_logits.masked_fill((own < 0).unsqueeze(1), -torch.inf).flatten(0, 1)
+        shares, index = torch.cat((logits, own_logits), 1).softmax(-1).topk(top_k)
+        own_index = (index - len(list_ids)).clamp(min=0)
+        drafted = own.repeat_interleave(by_place.shape[1], 0).gather(1, own_index)
+        listed = list_ids[index.clamp(max=len(list_ids) - 1)]
+        return shares, torch.where(index < len(list_ids), listed, drafted)
 
     parts = []
     for start in range(answer.prompt_length - 1, length - 1, _TOGETHER):
         places = torch.arange(start, min(start + _TOGETHER, length - 1))
-        shares, tokens = best(states[places])
+        own = None
+        if list_ids is not None and own_tokens:
+            own = torch.stack([_own(ids[: p + 2], list_ids, own_tokens) for p in places.tolist()])
+        shares, tokens = best(states[places], own)
         right = tokens == _target(ids, places, 0)
         scores, on_path, beam_states = shares, right, states[places].repeat_interleave(top_k, 0)
         all_scores, all_right = [scores], [right]
@@ -133,7 +151,7 @@ def draft_trees(
                 attention_mask=_mask(places, length, top_k, step),
                 past_key_values=cache,
             )[0]
-            shares, tokens = (t.view(len(places), top_k, top_k) for t in best(output))
+            shares, tokens = (t.view(len(places), top_k, top_k) for t in best(output, own))
             children = scores.unsqueeze(2) * shares
             target = _target(ids, places, step).unsqueeze(2)
             right = on_path.unsqueeze(2) & (tokens == target)
@@ -149,6 +167,15 @@ def draft_trees(
         parts.append((torch.cat(all_scores, 1), torch.cat(all_right, 1)))
     first = (0, *(top_k + step * top_k**2 for step in range(num_steps)))
     return Drafts(torch.cat([s for s, _ in parts]), torch.cat([r for _, r in parts]), first)
+
+
+def _own(said: Tensor, list_ids: Tensor, number: int) -> Tensor:
+    """The newest `number` distinct tokens of a text that a list lacks, int64, -1 for none."""
+    import torch
+
+    lacking = said[~torch.isin(said, list_ids)].flip(0).tolist()
+    newest = list(dict.fromkeys(lacking))[:number]
+    return torch.tensor(newest + [-1] * (number - len(newest)))
 
 
 def _target(ids: Tensor, places: Tensor, step: int) -> Tensor:
@@ -184,6 +211,9 @@ def main(
     head: Annotated[str | None, typer.Option(help="Head directory.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Draft vocabulary file.")] = None,
     language: Annotated[str, typer.Option(help="Its list to draft from.")] = "en",
+    own_tokens: Annotated[
+        int | None, typer.Option(help="Own tokens of a request to draft from; else the file's.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts per task.")] = None,
     tokens: Annotated[int, typer.Option(help="New tokens per prompt, at most.")] = 128,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
@@ -195,6 +225,11 @@ def main(
     from fastmtp_sglang.models import catalog
 
     asked = parse_shapes("--shapes", shapes)
+    if own_tokens and vocabulary is None:
+        raise FastMTPError(
+            f"--own-tokens {own_tokens}: without --vocabulary all tokens are drafted from already. "
+            "Give the vocabulary whose list lacks some, or leave it out."
+        )
     prompts = [c for t in load_tasks(task, limit) for c in t.conversations]
     path, ours = catalog.directory("--model", model), catalog.find(model)
     if head is None:
@@ -205,14 +240,18 @@ def main(
     counted = {shape: [0, 0] for shape in asked}
     with torch.inference_mode():
         target = _Target(path)
-        listed = None if vocabulary is None else _list(vocabulary, language, target.vocab_size)
+        listed, own = None, own_tokens or 0
+        if vocabulary is not None:
+            listed, kept = _list(vocabulary, language, target.vocab_size)
+            own = kept if own_tokens is None else own_tokens
         for prompt in prompts:
             answer = target.answer(prompt.system, prompt.turns[0], tokens)
             if len(answer.ids) < answer.prompt_length + 2:
                 continue
             for depth, top_k in {(shape.num_steps, shape.top_k) for shape in asked}:
                 drafts = draft_trees(
-                    drafting, answer, target.embed_tokens, target.lm_head, listed, depth, top_k
+                    *(drafting, answer, target.embed_tokens, target.lm_head),
+                    *(listed, depth, top_k, own),
                 )
                 for shape in asked:
                     if (shape.num_steps, shape.top_k) == (depth, top_k):
@@ -257,7 +296,8 @@ class _Target:
         return Answer(ids[0], hidden[0], prompt.shape[1])
 
 
-def _list(path: Path, language: str, vocab_size: int) -> Tensor:
+def _list(path: Path, language: str, vocab_size: int) -> tuple[Tensor, int]:
+    """The ids of a list, and how many own tokens its file asks for."""
     from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 
     loaded = DraftVocabulary.load(path, vocab_size=vocab_size, tokenizer_fingerprint=None)
@@ -265,7 +305,7 @@ def _list(path: Path, language: str, vocab_size: int) -> Tensor:
         raise FastMTPError(
             f"--language {language}: {path} has lists for {', '.join(loaded.ids)}. Name one."
         )
-    return loaded.ids[language]
+    return loaded.ids[language], loaded.own_tokens
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ captured in a CUDA graph and replayed with other hidden states and other languag
 The rules, the same for both implementations and for the float64 reference:
 
 - score = softcap(scale * (head row . hidden)) in float32, softcap(x) = cap * tanh(x / cap);
+- a row's candidates are the tokens of its list and, where given, the request's own tokens, which
+  that list lacks (``own_tokens``): both are scored alike, and the log-sum-exp is over both;
 - equal scores go to the lowest token id, -0 equals +0;
 - a score of NaN or -inf is no candidate, and counts nothing in the log-sum-exp;
 - a row with fewer than k candidates (an empty list, language -1, a NaN hidden state) is filled up
@@ -29,6 +31,12 @@ from fastmtp_kernels.slots import DraftSlots
 MAX_TOP_K = 8
 """Top-k is k passes over keys in registers, which is only sensible for a small k."""
 
+OWN_TOKENS = (0, 64, 128, 256)
+"""How many own tokens may be kept for a request slot and list: whole tiles of the GPU's kernel."""
+
+NO_TOKEN = -1
+"""The id of a free place among own tokens. Free places follow the used ones."""
+
 
 @dataclass(frozen=True)
 class DraftTokens:
@@ -37,8 +45,8 @@ class DraftTokens:
     Attributes:
         ids: int64 [B, k], token ids of the target's vocabulary.
         scores: float32 [B, k], logits after scale and softcap.
-        log_sum_exp: float32 [B] over the row's list, or None unless asked for at construction.
-            ``exp(score - log_sum_exp)`` is the draft's probability q over the list.
+        log_sum_exp: float32 [B] over the row's candidates, or None unless asked for at
+            construction. ``exp(score - log_sum_exp)`` is the draft's probability q over them.
         packed: what ``keys`` is, where it was computed anyway.
     """
 
@@ -96,12 +104,26 @@ class DraftLogits(ABC):
     Calls use one workspace and must therefore be ordered: one stream, or one after another.
     """
 
-    def __init__(self, head: Tensor, slots: DraftSlots, options: DraftOptions) -> None:
-        """Keep a reference to the live ``head`` [V, D] and to the tables.
+    def __init__(
+        self,
+        head: Tensor,
+        slots: DraftSlots,
+        options: DraftOptions,
+        own_ids: Tensor | None = None,
+    ) -> None:
+        """Keep references to the live ``head`` [V, D], to the tables and to own tokens.
+
+        Args:
+            head: this rank's share of the target's head.
+            slots: for the same shard.
+            options: see ``DraftOptions``.
+            own_ids: int32 [request slots, languages, N], N one of ``OWN_TOKENS`` above 0: distinct
+                tokens of the request that the list of the language lacks, then ``NO_TOKEN``. Read
+                anew at each call. None: rows draft from their lists alone.
 
         Raises:
             ValueError: the head is not a float matrix with contiguous rows, or has no row that a
-                slot names.
+                slot names; or ``own_ids`` has another shape, dtype or device.
         """
         if head.dim() != 2 or head.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(
@@ -115,6 +137,9 @@ class DraftLogits(ABC):
                 f"the slots name head row {int(slots.head_rows.max())}, but the head has only "
                 f"{head.shape[0]} rows; build the slots with this rank's shard range"
             )
+        if own_ids is not None:
+            _check_own_ids(own_ids, slots, head.device)
+        self.own_ids = own_ids
         self.head = head.detach()  # the same memory: weight updates in place are seen
         self.slots = slots
         self.options = options
@@ -126,13 +151,17 @@ class DraftLogits(ABC):
             )
 
     @abstractmethod
-    def __call__(self, hidden: Tensor, languages: Tensor) -> DraftTokens:
-        """Return the best tokens of every row, over this rank's share of its list.
+    def __call__(
+        self, hidden: Tensor, languages: Tensor, request_slots: Tensor | None = None
+    ) -> DraftTokens:
+        """Return the best tokens of every row, over this rank's share of its candidates.
 
         Args:
             hidden: [B, D] in any float dtype, rows contiguous; cast to the head's dtype.
             languages: int32 or int64 [B] on the same device, an index into ``slots.languages``;
-                any other value means "no list".
+                any other value means "no list", and no own tokens either.
+            request_slots: int64 [B], whose own tokens each row has; needed where these are given,
+                and not read otherwise.
 
         Raises:
             ValueError: more than ``options.max_batch`` rows.
@@ -157,3 +186,20 @@ class DraftLogits(ABC):
     @abstractmethod
     def warm_up(self) -> None:
         """Compile whatever a later call could need, so that no call pauses to do so."""
+
+
+def _check_own_ids(own_ids: Tensor, slots: DraftSlots, device: torch.device) -> None:
+    fits = (
+        own_ids.dim() == 3
+        and own_ids.shape[1] == len(slots.languages)
+        and own_ids.shape[2] in OWN_TOKENS[1:]
+        and own_ids.dtype == torch.int32
+        and own_ids.device == device
+        and own_ids.is_contiguous()
+    )
+    if not fits:
+        raise ValueError(
+            f"own_ids must be contiguous int32 [request slots, {len(slots.languages)}, one of "
+            f"{OWN_TOKENS[1:]}] on {device}, not {own_ids.dtype} of shape {list(own_ids.shape)} "
+            f"on {own_ids.device}"
+        )

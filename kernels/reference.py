@@ -28,8 +28,9 @@ def reference_tokens(
     head: Tensor,
     lists: Sequence[Tensor],
     options: DraftOptions,
+    own: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Best tokens over each row's list, by the rules in ``fastmtp_kernels.draft_logits``.
+    """Best tokens over each row's candidates, by the rules in ``fastmtp_kernels.draft_logits``.
 
     Args:
         hidden: [B, D].
@@ -37,6 +38,8 @@ def reference_tokens(
         head: [V, D], the whole matrix.
         lists: ascending int64 token ids of each language.
         options: see ``DraftOptions``.
+        own: int64 [n] of each row, the request's own tokens in any order, none of them in the
+            row's list; or None.
 
     Returns:
         ids int64 [B, k], scores float64 [B, k], log-sum-exp float64 [B].
@@ -48,9 +51,12 @@ def reference_tokens(
     for row, language in enumerate(languages):
         if not 0 <= language < len(lists):
             continue
-        row_scores = reference_scores(hidden[row], head, lists[language], options)
+        row_ids = lists[language]
+        if own is not None:
+            row_ids = torch.cat((row_ids, own[row])).sort().values
+        row_scores = reference_scores(hidden[row], head, row_ids, options)
         candidates = row_scores > -torch.inf  # false for NaN
-        row_ids, row_scores = lists[language][candidates], row_scores[candidates]
+        row_ids, row_scores = row_ids[candidates], row_scores[candidates]
         # A stable sort of ascending ids leaves the lowest id first among equals.
         order = row_scores.argsort(descending=True, stable=True)[:top_k]
         ids[row, : len(order)] = row_ids[order]

@@ -18,7 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUM_COUNTS = 5
+from fastmtp_kernels.draft_logits import NO_TOKEN
+from fastmtp_kernels.own_tokens import holds_own, remember_tokens
+
+NUM_COUNTS = 6
 
 
 class RouteTables(NamedTuple):
@@ -49,7 +52,10 @@ class RouteState(NamedTuple):
         outside: float32 [S], those that it lacks, fading.
         left: bool [S], whether it has been left for the full vocabulary.
         lists: int64 [S], the list to draft from, or -1.
-        counts: int64 [S, 5, lists]: drafted, accepted, misses, re-routed, fallbacks.
+        counts: int64 [S, 6, lists]: drafted, accepted, misses, re-routed, fallbacks, avoided.
+        own_ids: int32 [S, lists, N], tokens of the request that each list lacks, see
+            ``own_tokens``; N is 0 where they are not drafted from.
+        own_stamps: int32 [S, lists, N].
     """
 
     scripts: Tensor
@@ -61,6 +67,8 @@ class RouteState(NamedTuple):
     left: Tensor
     lists: Tensor
     counts: Tensor
+    own_ids: Tensor
+    own_stamps: Tensor
 
 
 class RouteRules(NamedTuple):
@@ -112,6 +120,7 @@ def _advance(
     left_state,
     list_state,
     counts,
+    own_ids,
     token_stride,
     vocab_size,
     full_list,
@@ -120,6 +129,7 @@ def _advance(
     BLOCK: tl.constexpr,
     SCRIPTS: tl.constexpr,
     COUNTS: tl.constexpr,
+    OWN: tl.constexpr,
     LATIN: tl.constexpr,
     HAN: tl.constexpr,
     KANA: tl.constexpr,
@@ -153,11 +163,16 @@ def _advance(
         lists = full_list + 1
         counts += slot * COUNTS * lists
         used = tl.maximum(tl.load(list_state + slot), 0).to(tl.int32)
-        right = tl.sum(tl.where(column == accepted - 1, holders, 0), axis=0)
-        missed = (accepted < WIDTH) & (((right >> used) & 1) == 0)
+        unlisted = valid & (((holders >> used) & 1) == 0)
+        missed = unlisted & (column == accepted - 1) & (accepted < WIDTH)
+        if OWN > 0:
+            own_ids += slot * lists * OWN
+            missed = missed & (holds_own(own_ids + used * OWN, token, OWN) == 0)
         _add(counts, 0, lists, used, WIDTH - 1)
         _add(counts, 1, lists, used, accepted - 1)
-        _add(counts, 2, lists, used, missed.to(tl.int32))
+        _add(counts, 2, lists, used, tl.sum(missed.to(tl.int32), axis=0))
+        avoided = tl.sum((unlisted & (column < accepted - 1)).to(tl.int32), axis=0)
+        _add(counts, 5, lists, used, avoided)
 
         # The language of what has been said so far.
         fade = tl.exp2(-accepted.to(tl.float32) / HALF_LIFE)
@@ -193,7 +208,10 @@ def _advance(
         rerouted = wanted != tl.load(wanted_state + slot)
         tl.store(wanted_state + slot, wanted)
         wanted_bit = wanted.to(tl.int32)
-        lacking = tl.sum((valid & (((holders >> wanted_bit) & 1) == 0)).to(tl.float32), axis=0)
+        lacked = valid & (((holders >> wanted_bit) & 1) == 0)
+        if OWN > 0:
+            lacked = lacked & (holds_own(own_ids + wanted_bit * OWN, token, OWN) == 0)
+        lacking = tl.sum(lacked.to(tl.float32), axis=0)
         kept = tl.where(rerouted, 0.0, fade)
         seen = tl.load(seen_state + slot) * kept + accepted
         outside = tl.load(outside_state + slot) * kept + lacking
@@ -216,7 +234,10 @@ def advance_routes(
     token_ids: Tensor,
     accept_lens: Tensor,
 ) -> None:
-    """Move the slots on by the tokens that one verification accepted; launches one kernel.
+    """Move the slots on by the tokens that one verification accepted.
+
+    Launches one kernel, and one more where a request's own tokens are drafted from: that changes
+    what this one reads.
 
     Args:
         tables: on the device.
@@ -233,7 +254,7 @@ def advance_routes(
             token_ids,
             accept_lens,
             *tables,
-            *state,
+            *state[:-1],
             token_ids.stride(0),
             len(tables.token_scripts),
             state.counts.shape[2] - 1,
@@ -242,13 +263,19 @@ def advance_routes(
             BLOCK=triton.next_power_of_2(width),
             SCRIPTS=state.scripts.shape[1],
             COUNTS=state.counts.shape[1],
+            OWN=state.own_ids.shape[2],
             **{name.upper(): value for name, value in rules._asdict().items()},
             num_warps=1,
         )
+        if state.own_ids.shape[2]:
+            own = state.own_ids, state.own_stamps
+            remember_tokens(tables.members, *own, slots, token_ids, accept_lens)
 
 
-def new_state(num_slots: int, scripts: int, lists: int, device: torch.device | str) -> RouteState:
-    """Slots that no request has used: no language, no list."""
+def new_state(
+    num_slots: int, scripts: int, lists: int, own_tokens: int, device: torch.device | str
+) -> RouteState:
+    """Slots that no request has used: no language, no list, no own tokens."""
 
     def full(value: float, dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.full((num_slots, *shape), value, dtype=dtype, device=device)
@@ -263,4 +290,6 @@ def new_state(num_slots: int, scripts: int, lists: int, device: torch.device | s
         left=full(False, torch.bool),
         lists=full(-1, torch.int64),
         counts=full(0, torch.int64, NUM_COUNTS, lists),
+        own_ids=full(NO_TOKEN, torch.int32, lists, own_tokens),
+        own_stamps=full(0, torch.int32, lists, own_tokens),
     )

@@ -34,12 +34,14 @@ class DraftSlots:
         head_rows: int32 [S], row of this rank's head matrix, ``token id - first id of the shard``.
         token_ids: int32 [S], global token ids; unique, ascending within one membership pattern.
         language_bits: int32 [S], bit ``l`` is set where the list of language ``l`` holds the token.
+        shard: first token id of this rank's head rows, and the one behind the last.
     """
 
     languages: tuple[str, ...]
     head_rows: Tensor
     token_ids: Tensor
     language_bits: Tensor
+    shard: tuple[int, int]
 
     @classmethod
     def build(
@@ -81,6 +83,7 @@ class DraftSlots:
             head_rows=head_rows.int(),
             token_ids=(head_rows + start).int(),
             language_bits=bits_of_id[head_rows],
+            shard=(start, end),
         )
 
     def __len__(self) -> int:

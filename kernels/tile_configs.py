@@ -40,8 +40,8 @@ _HALF = (
     TileConfig(128, 64, 64, 8, 4),
 )
 _FLOAT = (
-    TileConfig(16, 64, 64, 4, 4),
-    TileConfig(16, 32, 64, 4, 4),
+    TileConfig(16, 64, 32, 4, 4),
+    TileConfig(16, 32, 32, 4, 4),
     TileConfig(16, 16, 64, 2, 4),
     TileConfig(32, 64, 32, 4, 3),
     TileConfig(32, 32, 32, 4, 3),

@@ -26,7 +26,7 @@ def tokens_of(scripts: tuple[Script, ...]) -> torch.Tensor:
     return torch.cat([torch.arange(PER_SCRIPT) + PER_SCRIPT * script for script in scripts])
 
 
-def vocabulary() -> DraftVocabulary:
+def vocabulary(own_tokens: int = 64) -> DraftVocabulary:
     ids = {}
     for name, (scripts, share) in PHASES.items():
         if name:
@@ -40,13 +40,16 @@ def vocabulary() -> DraftVocabulary:
         ids=ids,
         token_scripts=torch.arange(len(Script)).repeat_interleave(PER_SCRIPT).to(torch.int8),
         routes=default_routes(tuple(ids)),
+        own_tokens=own_tokens,
     )
 
 
-def compare_with_torch(move: Callable[..., None], width: int, runs: int) -> None:
+def compare_with_torch(
+    move: Callable[..., None], width: int, runs: int, own_tokens: int = 64
+) -> None:
     """Let `move` and torch follow the same texts, `runs` verifications a language."""
     torch.manual_seed(SEED)
-    made = vocabulary()
+    made = vocabulary(own_tokens)
     expected, found = Router(made, SLOTS, "cpu"), Router(made, SLOTS, "cpu")
     for router in (expected, found):
         router.state.named[3] = made.languages.index("zh")

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fastmtp_sglang.vocabulary.counting import TokenCounts
-    from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
     from fastmtp_sglang.vocabulary.sources import Source
 
 app = typer.Typer(
@@ -43,6 +42,13 @@ Routes = Annotated[
         help="Serve text detected as one language from another list, such as en=de. Repeatable.",
     ),
 ]
+OwnTokens = Annotated[
+    int,
+    typer.Option(
+        help="Also draft from up to this many tokens of the request itself that its list lacks: "
+        "0, 64, 128 or 256."
+    ),
+]
 
 
 @app.command("import")
@@ -56,6 +62,7 @@ def import_lists(
         bool,
         typer.Option(help="Add the ids that `build` always includes, such as stop tokens."),
     ] = False,
+    own_tokens: OwnTokens = 0,
     route: Routes = None,
     vocab_size: VocabSize = None,
     accept_license: AcceptLicense = False,
@@ -65,6 +72,7 @@ def import_lists(
 
     if path := next((text for text in lists if os.path.exists(text)), None):
         raise FastMTPError(f"{path}: say which language the list is for, such as en={path}.")
+    _check_own_tokens(own_tokens)
     paths = _pairs("LANG=FILE", lists)
     check_outputs({"--output": output}, map(Path, paths.values()))
     import torch
@@ -74,6 +82,7 @@ def import_lists(
     from fastmtp_sglang.vocabulary.id_list import read_id_list
     from fastmtp_sglang.vocabulary.required import required_ids, stop_ids
     from fastmtp_sglang.vocabulary.scripts import build_token_scripts
+    from fastmtp_sglang.vocabulary.tables import print_summary, say
     from fastmtp_sglang.vocabulary.target import load_target
 
     console = Console()
@@ -85,10 +94,10 @@ def import_lists(
         missing = required - set(listed.tolist())
         if missing and complete:
             listed = torch.tensor(sorted({*listed.tolist(), *required}))
-            _say(console, f"{language}: added {len(missing)} ids that are always included")
+            say(console, f"{language}: added {len(missing)} ids that are always included")
         elif missing:
             stops = len(missing & stop_ids(target))
-            _say(
+            say(
                 console,
                 f"{language}: lacks {len(missing)} of the {len(required)} ids that `build` always "
                 f"includes, {stops} stop tokens among them; --complete adds them",
@@ -108,10 +117,11 @@ def import_lists(
             for language, file in paths.items()
         },
         samples=samples,
+        own_tokens=own_tokens,
     )
     vocabulary.save(output)
-    _print_summary(console, vocabulary)
-    _say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
+    print_summary(console, vocabulary)
+    say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
 
 
 @app.command()
@@ -127,6 +137,7 @@ def show(
     from rich.text import Text
 
     from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
+    from fastmtp_sglang.vocabulary.tables import print_summary, say
 
     console = Console()
     if model is None:
@@ -136,16 +147,40 @@ def show(
         from fastmtp_sglang.vocabulary.fit import load_for
 
         vocabulary = load_for(file, catalog.directory("--model", model))
-        _say(console, f"{file} fits {model}")
-    _say(console, f"{file}: for {vocabulary.vocab_size} rows of head")
-    _say(console, f"tokenizer {vocabulary.tokenizer_fingerprint}")
-    _print_summary(console, vocabulary)
+        say(console, f"{file} fits {model}")
+    say(console, f"{file}: for {vocabulary.vocab_size} rows of head")
+    say(console, f"tokenizer {vocabulary.tokenizer_fingerprint}")
+    print_summary(console, vocabulary)
     for language in vocabulary.languages:
         shown = vocabulary.samples.get(language, [])[:tokens]
         if shown:
             console.print(f"\n{language}, {len(shown)} tokens:", style="bold")
             # Quoted, so that blanks and line ends show.
             console.print(Text(" ".join(json.dumps(text, ensure_ascii=False) for text in shown)))
+
+
+@app.command("set")
+def set_own_tokens(
+    file: Annotated[Path, typer.Argument(help="A vocabulary file.")],
+    own_tokens: OwnTokens,
+    output: Annotated[Path, typer.Option(help="Vocabulary file to write.")],
+) -> None:
+    """Copy a vocabulary file, with own tokens of requests turned on or off."""
+    _check_own_tokens(own_tokens)
+    check_outputs({"--output": output}, [file])
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
+    from fastmtp_sglang.vocabulary.tables import print_summary, say
+
+    console = Console()
+    vocabulary = DraftVocabulary.load(file, vocab_size=None, tokenizer_fingerprint=None)
+    changed = replace(vocabulary, own_tokens=own_tokens)
+    changed.save(output)
+    print_summary(console, changed)
+    say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
 
 
 @app.command()
@@ -175,6 +210,7 @@ def build(
     heldout: Annotated[
         float, typer.Option(help="Share of documents held out to measure coverage on.")
     ] = 0.1,
+    own_tokens: OwnTokens = 0,
     route: Routes = None,
     report: Annotated[
         Path | None, typer.Option(help="Report to write; else OUTPUT with .report.json.")
@@ -196,6 +232,7 @@ def build(
     routes = _pairs("--route", route or [])
     if not 0.0 <= heldout < 1.0:
         raise FastMTPError(f"--heldout {heldout}: must be at least 0 and below 1, such as 0.1.")
+    _check_own_tokens(own_tokens)
     check_outputs({"--output": output})  # first, since only a file has a suffix to change
     report_path = report or output.with_suffix(".report.json")
     checkpoint, plot_path = output.with_suffix(".counts"), report_path.with_suffix(".png")
@@ -210,6 +247,7 @@ def build(
     from fastmtp_sglang.vocabulary import builder
     from fastmtp_sglang.vocabulary.report import plot_report, require_matplotlib
     from fastmtp_sglang.vocabulary.sources import open_source
+    from fastmtp_sglang.vocabulary.tables import print_sizes, print_summary, say
     from fastmtp_sglang.vocabulary.target import load_target
 
     if plot:
@@ -231,24 +269,25 @@ def build(
                 languages=[name.strip() for name in languages.split(",")] if languages else [],
                 routes=routes,
                 heldout_share=heldout,
+                own_tokens=own_tokens,
             ),
             checkpoint=checkpoint,
             on_progress=bar.update,
         )
-    _print_sizes(console, result.report)
+    print_sizes(console, result.report)
     for note in result.notes:
-        _say(console, f"note: {note}")
+        say(console, f"note: {note}")
     write_json(report_path, result.report)
-    _say(console, f"wrote {report_path}")
+    say(console, f"wrote {report_path}")
     if plot:
         plot_report(result.report, plot_path)
-        _say(console, f"wrote {plot_path}")
+        say(console, f"wrote {plot_path}")
     if result.vocabulary is None:
-        _say(console, "no vocabulary written: the full one is predicted to be the fastest")
+        say(console, "no vocabulary written: the full one is predicted to be the fastest")
         return
     result.vocabulary.save(output)
-    _print_summary(console, result.vocabulary)
-    _say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
+    print_summary(console, result.vocabulary)
+    say(console, f"wrote {output}; serve it with --speculative-token-map {output}")
 
 
 class _CountingBar:
@@ -292,62 +331,12 @@ class _CountingBar:
         )
 
 
-def _say(console: "Console", text: str) -> None:
-    """Print a line as it is: paths may hold brackets, and are copied from the terminal."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _check_own_tokens(number: int) -> None:
+    from fastmtp_kernels.draft_logits import OWN_TOKENS
 
-
-def _print_summary(console: "Console", vocabulary: "DraftVocabulary") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("list", "ids", "coverage", "used for", "source")
-    for language, ids in vocabulary.ids.items():
-        share = vocabulary.coverage.get(language)
-        detected = [name for name, listed in vocabulary.routes.items() if listed == language]
-        table.add_row(
-            language,
-            f"{len(ids):,}",
-            "not measured" if share is None else f"{100 * share:.2f} %",
-            ", ".join(detected) or "requests that name it",
-            Text(vocabulary.source.get(language, "")),
-        )
-    console.print(table)
-    if len(vocabulary.ids) < 2:
-        return
-    overlap = Table("shared ids", *vocabulary.languages)
-    sets = {language: set(ids.tolist()) for language, ids in vocabulary.ids.items()}
-    for first in sets.values():
-        overlap.add_row(
-            vocabulary.languages[len(overlap.rows)],
-            *(f"{len(first & second):,}" for second in sets.values()),
-        )
-    console.print(overlap)
-    _say(console, f"all lists together: {len(set().union(*sets.values())):,} ids")
-
-
-def _print_sizes(console: "Console", report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table("list", "size", "held-out coverage", "head read", "predicted speed", "")
-    for language, measured in report["languages"].items():
-        for row in measured["sizes"]:
-            share, speed, read = row["coverage"], row["predicted_speedup"], row["head_bytes"]
-            table.add_row(
-                language,
-                f"{row['size']:,}",
-                "nothing held out" if share is None else f"{100 * share:.2f} %",
-                "" if read is None else f"{read / 1e6:.1f} MB",
-                "" if speed is None else f"{speed:.3f} x",
-                "recommended" if row["size"] == measured["recommended"] else "",
-            )
-    console.print(table)
-    if report["bytes"] is not None:
-        _say(
-            console,
-            "predicted speed: against drafting from the full vocabulary, from bytes read at batch "
-            "1 and the acceptance of the FastMTP paper; it ranks sizes and is no measurement",
-        )
+    if number not in OWN_TOKENS:
+        known = ", ".join(map(str, OWN_TOKENS))
+        raise FastMTPError(f"--own-tokens {number}: must be one of {known}; 0 turns them off.")
 
 
 def _pairs(argument: str, texts: list[str]) -> dict[str, str]:

@@ -48,6 +48,10 @@ WORKS = (
     ("aborts, clients that hang up, retraction, priority", "tests/served/test_scheduling.py"),
     ("a warm prefix cache drafts as a cold one", "tests/served/test_scheduling.py"),
     ("draft vocabularies, a list for each row of a batch", "tests/served/test_routing.py"),
+    (
+        "a request's own tokens beside its list, in chains, trees and rejection sampling",
+        "tests/served/test_own_tokens.py",
+    ),
     ("K chosen while serving (--speculative-adaptive)", "tests/served/test_adaptive.py"),
     (
         "chains, trees and plain decoding by turns (--speculative-adaptive with trees)",

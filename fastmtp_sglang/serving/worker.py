@@ -157,11 +157,13 @@ class FastMTPDraftWorker(EagleDraftWorker):
             get_observability().decode_log_interval,
             with_metrics=get_observability().enable_metrics and get_parallel().tp_rank == 0,
         )
+        own = vocabulary.own_tokens
         logger.info(
-            "Drafting from %s by the language of each request: %s of %d tokens.",
+            "Drafting from %s by the language of each request: %s of %d tokens%s.",
             path,
             ", ".join(f"{name} {len(ids)}" for name, ids in vocabulary.ids.items()),
             vocabulary.vocab_size,
+            f", and up to {own} of the request's own" if own else "",
         )
 
     def _watch_weight_updates(self, draft_head: DraftHead) -> None:
@@ -202,14 +204,26 @@ class FastMTPDraftWorker(EagleDraftWorker):
             self.record.slots = forward_batch.req_pool_indices
         return super().draft_forward(forward_batch)
 
-    def _draft_extend_for_prefill(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+    def _draft_extend_for_prefill(
+        self,
+        batch: ScheduleBatch,
+        target_hidden_states: torch.Tensor,
+        next_token_ids: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if self._deferred_keys is not None:
             self._deferred_keys.write()
         if self.draft_head is not None and batch.reqs:
             slots = [request.kv.req_pool_idx for request in batch.reqs]
+            # Behind a chunk the prompt goes on, and what the target says there is not the answer.
+            ends = [request is not batch.chunked_req for request in batch.reqs]
             self.draft_head.router.start(slots, batch.reqs)
+            self.draft_head.router.remember(slots, next_token_ids, ends)
         with self._for_any_shape():
-            return super()._draft_extend_for_prefill(batch, *args, **kwargs)
+            return super()._draft_extend_for_prefill(
+                batch, target_hidden_states, next_token_ids, *args, **kwargs
+            )
 
     def _draft_extend_for_decode(
         self, batch: ScheduleBatch, batch_result: GenerationBatchResult, **kwargs: Any

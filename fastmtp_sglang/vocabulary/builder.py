@@ -45,6 +45,7 @@ class BuildOptions:
         languages: Lists to make; empty for all with enough tokens.
         routes: Detected language -> list, beside `default_routes`.
         heldout_share: Share of documents to measure coverage on, in [0, 1).
+        own_tokens: How many of a request's own tokens are drafted from beside its list.
     """
 
     candidates: Sequence[int]
@@ -53,6 +54,7 @@ class BuildOptions:
     languages: Sequence[str] = ()
     routes: Mapping[str, str] = field(default_factory=dict)
     heldout_share: float = 0.1
+    own_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,18 @@ def build(
     )
     candidates = [size for size in options.candidates if _fits(ranked[languages[0]], size)]
     recommended = {
-        language: None if cost is None else recommend(ranked[language], candidates, cost)
+        language: None
+        if cost is None
+        else recommend(ranked[language], candidates, cost, options.own_tokens)
         for language in languages
     }
     written = _sizes_to_write(options, ranked, recommended)
     vocabulary = None
     if written:
         origin = ", ".join(source.spec for source in sources)
-        vocabulary = cut(target, token_scripts, ranked, written, routes, f"counted in {origin}")
+        source = f"counted in {origin}"
+        own_tokens = options.own_tokens
+        vocabulary = cut(target, token_scripts, ranked, written, routes, source, own_tokens)
     report = build_report(
         target,
         counts,
@@ -127,6 +133,7 @@ def build(
         recommended,
         written,
         [source.spec for source in sources],
+        options.own_tokens,
     )
     return BuildResult(vocabulary, report, _notes(options, counts, ranked, routes, written))
 
@@ -138,6 +145,7 @@ def cut(
     sizes: Mapping[str, int],
     routes: Mapping[str, str],
     source: str,
+    own_tokens: int = 0,
 ) -> DraftVocabulary:
     """Cut ranked ids to exact sizes.
 
@@ -148,11 +156,13 @@ def cut(
         sizes: Language -> number of ids; the languages to write, in their order.
         routes: Detected language -> list; routes to lists that are not written are left out.
         source: Where the counts come from, in words.
+        own_tokens: How many of a request's own tokens are drafted from beside its list.
 
     Raises:
         FastMTPError: A size that cannot be met exactly.
     """
-    ids, counts, coverage, samples = {}, {}, {}, {}
+    ids, counts, samples = {}, {}, {}
+    coverage, own_coverage = {}, {}
     for language, size in sizes.items():
         chosen = ranked[language]
         check_size(chosen, size, language)
@@ -160,9 +170,9 @@ def cut(
         listed = np.sort(best)
         ids[language] = torch.from_numpy(listed)
         counts[language] = torch.from_numpy(chosen.counts[listed])
-        covered = chosen.coverage(size)
-        if covered is not None:
-            coverage[language] = covered
+        covered, with_own = chosen.coverage(size), chosen.own_coverage(size)
+        if covered is not None and with_own is not None:
+            coverage[language], own_coverage[language] = covered, with_own
         frequent = best[np.lexsort((best, -chosen.counts[best]))][:SAMPLE_TOKENS]
         samples[language] = token_texts(target, frequent.tolist())
     return DraftVocabulary(
@@ -175,6 +185,8 @@ def cut(
         counts=counts,
         coverage=coverage,
         samples=samples,
+        own_tokens=own_tokens,
+        own_coverage=own_coverage,
     )
 
 

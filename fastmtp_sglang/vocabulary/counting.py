@@ -28,7 +28,7 @@ from fastmtp_sglang.vocabulary.sources import Document, Source
 # A checkpoint of a 150k vocabulary takes milliseconds; this bounds the work that a kill can lose.
 CHECKPOINT_SECONDS = 10.0
 # Raised when documents are counted in another way, so that an old checkpoint is not continued.
-_COUNTING_VERSION = 2
+_COUNTING_VERSION = 3
 _UNDECIDED_NAME = "undecided"
 
 
@@ -40,6 +40,8 @@ class TokenCounts:
         vocab_size: Length of every count.
         counted: Language -> int64 [vocab_size], occurrences in documents that are not held out.
         heldout: Language -> int64 [vocab_size], occurrences in held-out documents.
+        repeats: Language -> int64 [vocab_size], those of them that the same token came before, in
+            the document or its prompt: what a request's own tokens would hold.
         documents: Language -> number of documents, held out or not, mainly in that language.
         undecided: Tokens of documents whose scripts name no language; in neither count.
         source: Index of the source that is being read.
@@ -49,6 +51,7 @@ class TokenCounts:
     vocab_size: int
     counted: dict[str, np.ndarray] = field(default_factory=dict)
     heldout: dict[str, np.ndarray] = field(default_factory=dict)
+    repeats: dict[str, np.ndarray] = field(default_factory=dict)
     documents: dict[str, int] = field(default_factory=dict)
     undecided: int = 0
     source: int = 0
@@ -69,29 +72,47 @@ class TokenCounts:
             for name in {**self.counted, **self.heldout}
         }
 
-    def add(self, languages: np.ndarray | str, ids: np.ndarray, heldout_share: float) -> None:
+    def add(self, languages: np.ndarray | str, document: Document, heldout_share: float) -> None:
         """Count one document.
 
         Args:
             languages: The label of the whole document, or int64 [n] indices into LANGUAGES.
-            ids: int64 [n] token ids in range.
+            document: Its n token ids and those of its prompt, in range.
             heldout_share: Share of the documents to hold out.
         """
+        ids = document.ids
         if isinstance(languages, str):
-            parts = {languages: ids}
+            parts = {languages: np.ones(len(ids), dtype=bool)}
         else:
-            parts = {LANGUAGES[k]: ids[languages == k] for k in np.unique(languages) if k >= 0}
+            parts = {LANGUAGES[k]: languages == k for k in np.unique(languages) if k >= 0}
             self.undecided += int((languages == UNDECIDED).sum())
         if not parts or not ids.size:
             return
-        main = max(parts, key=lambda name: (len(parts[name]), name))
+        main = max(parts, key=lambda name: (int(parts[name].sum()), name))
         self.documents[main] = self.documents.get(main, 0) + 1
-        target = self.heldout if is_held_out(ids, heldout_share) else self.counted
+        if not is_held_out(ids, heldout_share):
+            for name, part in parts.items():
+                self._count(self.counted, name, ids[part])
+            return
+        repeated = _came_before(document)
         for name, part in parts.items():
-            if name not in target:
-                target[name] = np.zeros(self.vocab_size, dtype=np.int64)
-            found, times = np.unique(part, return_counts=True)
-            target[name][found] += times
+            self._count(self.heldout, name, ids[part])
+            self._count(self.repeats, name, ids[part & repeated])
+
+    def _count(self, group: dict[str, np.ndarray], name: str, ids: np.ndarray) -> None:
+        if name not in group:
+            group[name] = np.zeros(self.vocab_size, dtype=np.int64)
+        found, times = np.unique(ids, return_counts=True)
+        group[name][found] += times
+
+
+def _came_before(document: Document) -> np.ndarray:
+    """Of each token, whether document or prompt had it before; bool [n]."""
+    before = np.isin(document.ids, document.prompt_ids)
+    first = np.unique(document.ids, return_index=True)[1]
+    is_first = np.zeros(len(document.ids), dtype=bool)
+    is_first[first] = True
+    return before | ~is_first
 
 
 def is_held_out(ids: np.ndarray, share: float) -> bool:
@@ -148,7 +169,7 @@ def count_tokens(
             counts.source, counts.position = index, 0
         for document, position in source.documents(counts.position):
             _check_range(document, vocab_size, source, counts.position)
-            counts.add(_languages(document, source, token_scripts), document.ids, heldout_share)
+            counts.add(_languages(document, source, token_scripts), document, heldout_share)
             counts.position = position
             on_progress(counts)
             if time.monotonic() - saved_at >= checkpoint_seconds:
@@ -191,7 +212,8 @@ def _hash(*values: object) -> str:
 def save_checkpoint(path: Path, counts: TokenCounts, signature: _Signature) -> None:
     """Replace the checkpoint atomically; only ids that occurred are stored."""
     tensors: dict[str, np.ndarray] = {}
-    for kind, group in (("counted", counts.counted), ("heldout", counts.heldout)):
+    for kind in ("counted", "heldout", "repeats"):
+        group: dict[str, np.ndarray] = getattr(counts, kind)
         for language, values in group.items():
             found = np.flatnonzero(values)
             tensors[f"{kind}.{language}"] = np.stack([found, values[found]])

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
+from fastmtp_kernels.draft_logits import OWN_TOKENS
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.atomic import write_atomically
 from fastmtp_sglang.vocabulary.id_list import check_ids
@@ -35,6 +36,8 @@ MAX_LANGUAGES = 30
 
 LANGUAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _JSON_KEYS = ("vocab_size", "languages", "scripts", "routes", "source", "coverage", "samples")
+# Files of releases before them have none of these; what is taken for it.
+_LATER_KEYS = (("own_tokens", "0"), ("own_coverage", "{}"))
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl"}
 
 
@@ -55,6 +58,10 @@ class DraftVocabulary:
         coverage: Language -> share of held-out tokens that the list holds; no entry if not
             measured.
         samples: Language -> some of its tokens as text, most frequent first.
+        own_tokens: How many of a request's own tokens, which its list lacks, are drafted from
+            along with the list; 0 for none.
+        own_coverage: Language -> share of held-out tokens that the list holds or that occurred
+            before in their document; no entry if not measured.
         origin: The file it was read from; only messages use it.
 
     Raises:
@@ -70,6 +77,8 @@ class DraftVocabulary:
     counts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     coverage: Mapping[str, float] = field(default_factory=dict)
     samples: Mapping[str, list[str]] = field(default_factory=dict)
+    own_tokens: int = 0
+    own_coverage: Mapping[str, float] = field(default_factory=dict)
     origin: str = "in memory"
 
     def __post_init__(self) -> None:
@@ -86,7 +95,8 @@ class DraftVocabulary:
         _check_token_scripts(self.token_scripts, self.vocab_size, name)
         _check_routes(self.routes, self.languages, name)
         _check_counts(self.counts, self.ids, name)
-        for language, share in self.coverage.items():
+        _check_own_tokens(self.own_tokens, name)
+        for language, share in (*self.coverage.items(), *self.own_coverage.items()):
             if language not in self.ids or not 0.0 <= share <= 1.0:
                 raise FastMTPError(
                     f"{name}: coverage {share!r} of '{language}' is not a share of a listed "
@@ -133,6 +143,8 @@ class DraftVocabulary:
             "source": json.dumps(dict(self.source)),
             "coverage": json.dumps(dict(self.coverage)),
             "samples": json.dumps(dict(self.samples)),
+            "own_tokens": json.dumps(self.own_tokens),
+            "own_coverage": json.dumps(dict(self.own_coverage)),
         }
         write_atomically(path, _with_sorted_header(serialize(tensors, metadata=metadata)))
 
@@ -158,6 +170,7 @@ class DraftVocabulary:
         _check_version(metadata, name)
         try:
             header: dict[str, Any] = {key: json.loads(metadata[key]) for key in _JSON_KEYS}
+            header |= {key: json.loads(metadata.get(key, text)) for key, text in _LATER_KEYS}
             fingerprint = metadata["tokenizer_fingerprint"]
             ids = {language: tensors[f"ids.{language}"] for language in header["languages"]}
             token_scripts = tensors["token_scripts"]
@@ -205,6 +218,8 @@ class DraftVocabulary:
             },
             coverage=header["coverage"],
             samples=header["samples"],
+            own_tokens=header["own_tokens"],
+            own_coverage=header["own_coverage"],
             origin=str(path),
         )
 
@@ -291,6 +306,12 @@ def _check_languages(languages: Sequence[str], name: str) -> None:
             raise FastMTPError(
                 f"{name}: '{FULL_VOCABULARY}' is the name of the full vocabulary; choose another."
             )
+
+
+def _check_own_tokens(number: Any, name: str) -> None:
+    if type(number) is not int or number not in OWN_TOKENS:
+        known = ", ".join(map(str, OWN_TOKENS))
+        raise FastMTPError(f"{name}: own_tokens is {number!r}; it must be one of {known}.")
 
 
 def _check_token_scripts(token_scripts: torch.Tensor, vocab_size: int, name: str) -> None:

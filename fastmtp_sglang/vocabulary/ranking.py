@@ -30,6 +30,7 @@ class RankedList:
             how well text that was not counted is covered.
         counts: int64 [vocab_size], in all documents.
         heldout: int64 [vocab_size].
+        repeats: int64 [vocab_size], see `TokenCounts`.
         required: How many of `ids` are always included.
         documents: How many documents were counted, held-out ones among them.
     """
@@ -38,6 +39,7 @@ class RankedList:
     unseen: np.ndarray
     counts: np.ndarray
     heldout: np.ndarray
+    repeats: np.ndarray
     required: int
     documents: int
 
@@ -48,6 +50,16 @@ class RankedList:
         """
         total = int(self.heldout.sum())
         return int(self.heldout[self.unseen[:size]].sum()) / total if total else None
+
+    def own_coverage(self, size: int) -> float | None:
+        """Return that share together with the tokens that a request's own would hold.
+
+        However many there are: what no place is left for is counted too.
+        """
+        share, total = self.coverage(size), int(self.heldout.sum())
+        if share is None:
+            return None
+        return share + int(self.repeats[self.unseen[size:]].sum()) / total
 
 
 def choose_languages(
@@ -103,6 +115,7 @@ def merge_routes(
         for source, target in (
             (counts.counted, merged.counted),
             (counts.heldout, merged.heldout),
+            (counts.repeats, merged.repeats),
         ):
             nothing = np.zeros(counts.vocab_size, dtype=np.int64)
             target[name] = sum((source[member] for member in members if member in source), nothing)
@@ -139,6 +152,7 @@ def rank(
             unseen=ranking(counts.counted, language),
             counts=together[language],
             heldout=counts.heldout[language],
+            repeats=counts.repeats[language],
             required=int(is_required.sum()),
             documents=counts.documents[language],
         )
@@ -165,7 +179,20 @@ def check_size(ranked: RankedList, size: int, language: str) -> None:
         )
 
 
-def recommend(ranked: RankedList, sizes: Sequence[int], cost: DraftCost) -> int | None:
+def predicted_speedup(
+    ranked: RankedList, size: int, cost: DraftCost, own_tokens: int = 0
+) -> float | None:
+    """Return the predicted speed of a list, with up to `own_tokens` of the request's own beside it.
+
+    As if all of these were there; None if nothing was held out to tell.
+    """
+    coverage = ranked.own_coverage(size) if own_tokens else ranked.coverage(size)
+    return None if coverage is None else cost.speedup(size + own_tokens, coverage)
+
+
+def recommend(
+    ranked: RankedList, sizes: Sequence[int], cost: DraftCost, own_tokens: int = 0
+) -> int | None:
     """Return the size with the best predicted speed, the smaller one of equals.
 
     None if the full vocabulary is predicted to be at least as fast as any of them, or if nothing
@@ -173,7 +200,7 @@ def recommend(ranked: RankedList, sizes: Sequence[int], cost: DraftCost) -> int 
     """
     best_size, best_speed = None, 1.0
     for size in sorted(sizes):
-        coverage = ranked.coverage(size)
-        if coverage is not None and cost.speedup(size, coverage) > best_speed:
-            best_size, best_speed = size, cost.speedup(size, coverage)
+        speed = predicted_speedup(ranked, size, cost, own_tokens)
+        if speed is not None and speed > best_speed:
+            best_size, best_speed = size, speed
     return best_size

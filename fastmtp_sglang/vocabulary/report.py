@@ -9,7 +9,7 @@ import numpy as np
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.vocabulary.counting import TokenCounts
 from fastmtp_sglang.vocabulary.draft_cost import DraftCost
-from fastmtp_sglang.vocabulary.ranking import RankedList
+from fastmtp_sglang.vocabulary.ranking import RankedList, predicted_speedup
 from fastmtp_sglang.vocabulary.target import Target
 
 _CURVE_POINTS = 64
@@ -25,6 +25,7 @@ def build_report(
     recommended: Mapping[str, int | None],
     written: Mapping[str, int],
     sources: Sequence[str],
+    own_tokens: int,
 ) -> dict[str, Any]:
     """Collect what a build measured and decided.
 
@@ -38,12 +39,14 @@ def build_report(
         recommended: Language -> size, None for the full vocabulary.
         written: Language -> size in the file.
         sources: As the command line named them.
+        own_tokens: How many of a request's own are drafted from beside its list.
     """
     return {
         "model": str(target.path),
         "tokenizer_fingerprint": target.fingerprint,
         "vocab_size": target.vocab_size,
         "sources": list(sources),
+        "own_tokens": own_tokens,
         "tokens": {
             "counted": {name: int(values.sum()) for name, values in counts.counted.items()},
             "held_out": {name: int(values.sum()) for name, values in counts.heldout.items()},
@@ -55,7 +58,7 @@ def build_report(
             name: {
                 "documents": chosen.documents,
                 "distinct_ids": int(np.count_nonzero(chosen.counts)),
-                "sizes": [_size_row(chosen, size, cost) for size in sizes],
+                "sizes": [_size_row(chosen, size, cost, own_tokens) for size in sizes],
                 "curve": _curve(chosen),
                 "recommended": recommended.get(name),
                 "written": written.get(name),
@@ -73,14 +76,18 @@ def build_report(
     }
 
 
-def _size_row(chosen: RankedList, size: int, cost: DraftCost | None) -> dict[str, Any]:
-    coverage = chosen.coverage(size)
-    row = {"size": size, "coverage": coverage, "head_bytes": None, "predicted_speedup": None}
-    if cost is not None:
-        row["head_bytes"] = cost.row * size
-        if coverage is not None:
-            row["predicted_speedup"] = cost.speedup(size, coverage)
-    return row
+def _size_row(
+    chosen: RankedList, size: int, cost: DraftCost | None, own_tokens: int
+) -> dict[str, Any]:
+    return {
+        "size": size,
+        "coverage": chosen.coverage(size),
+        "own_coverage": chosen.own_coverage(size),
+        "head_bytes": None if cost is None else cost.row * (size + own_tokens),
+        "predicted_speedup": None
+        if cost is None
+        else predicted_speedup(chosen, size, cost, own_tokens),
+    }
 
 
 def _curve(chosen: RankedList) -> list[list[float]]:

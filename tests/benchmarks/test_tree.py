@@ -27,12 +27,12 @@ def pair(tmp_path_factory):
     return head, target, Answer(ids[0], hidden[0], PROMPT)
 
 
-def drafts_of(pair, num_steps: int, top_k: int, list_ids=None):
+def drafts_of(pair, num_steps: int, top_k: int, list_ids=None, own_tokens: int = 0):
     head, target, answer = pair
     with torch.inference_mode():
         return draft_trees(
             head, answer, target.get_input_embeddings(), target.lm_head.weight, list_ids,
-            num_steps, top_k,
+            num_steps, top_k, own_tokens,
         )  # fmt: skip
 
 
@@ -73,6 +73,23 @@ def test_one_step_accepts_a_token_among_the_best_of_its_list(pair):
     hit = (best == answer.ids[PROMPT + 1 :].unsqueeze(1)).any(1)
     assert torch.equal(accepted, hit.long())
     assert 0 < hit.float().mean() < 1
+
+
+@pytest.mark.parametrize(("num_steps", "top_k"), [(1, 1), (3, 2)])
+def test_own_tokens_stand_beside_the_list(pair, num_steps: int, top_k: int):
+    """With all that was said before, a list drafts what it would draft if it held that."""
+    _, _, answer = pair
+    listed = torch.arange(0, 49152, 3)
+    alone = drafts_of(pair, num_steps, top_k, listed)
+    both = drafts_of(pair, num_steps, top_k, listed, own_tokens=64)
+    assert (both.accepted(top_k + 1) >= alone.accepted(top_k + 1)).all()
+    assert both.right.sum() > alone.right.sum()
+    place = len(both.right) - 1
+    said = answer.ids[: PROMPT + place + 1]
+    together = torch.cat((listed, said)).unique()
+    expected = drafts_of(pair, num_steps, top_k, together)
+    assert torch.equal(both.right[place], expected.right[place])
+    assert torch.allclose(both.scores[place], expected.scores[place])
 
 
 def test_more_rows_and_more_branches_accept_more(pair):

@@ -84,6 +84,28 @@ def test_build_show_and_serve(tmp_path: Path, tiny_folder: Path, tiny: Target, a
     assert '"，' in shown
 
 
+def test_own_tokens_are_turned_on_and_off(tmp_path: Path, tiny_folder: Path, answers: Path):
+    built, changed = tmp_path / "v.safetensors", tmp_path / "w.safetensors"
+    printed = run(
+        "build", answers, "--model", tiny_folder, "--output", built, "--size", "500",
+        "--own-tokens", "64", "--no-plot",
+    )  # fmt: skip
+    assert "own tokens of a request: up to 64" in printed
+    shown = run("set", built, "--own-tokens", "0", "--output", changed)
+    assert "own tokens of a request: not drafted from" in shown
+    before, after = (
+        DraftVocabulary.load(path, vocab_size=None, tokenizer_fingerprint=None)
+        for path in (built, changed)
+    )
+    assert (before.own_tokens, after.own_tokens) == (64, 0)
+    assert before.own_coverage == after.own_coverage
+    assert before.own_coverage.keys() == before.coverage.keys()
+    for name, ids in before.ids.items():
+        assert torch.equal(after.ids[name], ids)
+    with pytest.raises(FastMTPError, match=r"--own-tokens 65: must be one of 0, 64, 128, 256"):
+        run("set", built, "--own-tokens", "65", "--output", changed)
+
+
 def test_build_without_a_plot_or_with_other_reports(tmp_path, tiny_folder, answers: Path):
     run(
         "build", answers, "--model", tiny_folder, "--output", tmp_path / "v.safetensors",

@@ -18,6 +18,10 @@ def test_equals_torch_while_texts_change_their_language(width: int, runs: int):
     compare_with_torch(advance_routes, width, runs)
 
 
+def test_equals_torch_without_own_tokens():
+    compare_with_torch(advance_routes, width=4, runs=4, own_tokens=0)
+
+
 def test_padding_rows_leave_their_slot_alone():
     router = Router(vocabulary(), SLOTS, "cpu")
     before = [tensor.clone() for tensor in router.state]

@@ -3,6 +3,7 @@
 Half of the cases hold small integers, whose products and sums are exact in float32 in any order:
 equal scores are then really equal, and the ids must be the reference's. The others hold normal
 numbers in the head's dtype, and the score of the chosen id must be the reference's up to rounding.
+Half of the cases have tokens of the requests' own beside the lists.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmtp_kernels.draft_logits import DraftLogits, DraftOptions, DraftTokens
+from fastmtp_kernels.draft_logits import NO_TOKEN, DraftLogits, DraftOptions, DraftTokens
 from fastmtp_kernels.keys import decode_keys
 from fastmtp_kernels.reference import reference_scores, reference_tokens
 from fastmtp_kernels.slots import DraftSlots
 
-Maker = Callable[[Tensor, DraftSlots, DraftOptions], DraftLogits]
+Maker = Callable[[Tensor, DraftSlots, DraftOptions, Tensor | None], DraftLogits]
 
 VOCABULARIES = (1, 2, 15, 64, 65, 128, 200, 331)
 HIDDEN_SIZES = (1, 3, 16, 31, 64, 70, 128, 129, 200, 576)
+SLOTS = 5
 BATCHES = (1, 1, 1, 2, 2, 3, 4, 5, 7, 8, 16, 17, 33)
 
 
@@ -34,6 +36,19 @@ class Case:
     lists: list[Tensor]
     options: DraftOptions
     exact: bool
+    own_ids: Tensor | None  # int32 [request slots, lists, N]
+    request_slots: Tensor  # int64 [B]
+
+    def own(self) -> list[Tensor] | None:
+        """The own tokens of each row."""
+        if self.own_ids is None:
+            return None
+        rows = []
+        for slot, language in zip(self.request_slots, self.languages.long(), strict=True):
+            listed = 0 <= language < len(self.lists)
+            kept = self.own_ids[slot, language if listed else 0].long()
+            rows.append(kept[kept >= 0] if listed else kept[:0])
+        return rows
 
     def slots(self, shard: tuple[int, int] | None = None) -> DraftSlots:
         names = (f"language {number}" for number in range(len(self.lists)))
@@ -71,7 +86,21 @@ def random_case(seed: int) -> Case:
         fallback_id=rng.choice((0, vocab - 1)),
         max_batch=rng.choice((batch, batch + 3, 256)),
     )
-    return Case(head, hidden, languages, lists, options, exact)
+    own_ids = _random_own_ids(rng, lists, vocab) if rng.random() < 0.5 else None
+    request_slots = torch.randint(SLOTS, (batch,))
+    return Case(head, hidden, languages, lists, options, exact, own_ids, request_slots)
+
+
+def _random_own_ids(rng: random.Random, lists: list[Tensor], vocab: int) -> Tensor:
+    """Some of what each list lacks, in any order."""
+    number = rng.choice((64, 64, 128, 256))
+    own_ids = torch.full((SLOTS, len(lists), number), NO_TOKEN, dtype=torch.int32)
+    for slot in range(SLOTS):
+        for index, listed in enumerate(lists):
+            lacking = torch.arange(vocab)[~torch.isin(torch.arange(vocab), listed)]
+            count = min(len(lacking), rng.choice((0, 1, 20, number)))
+            own_ids[slot, index, :count] = lacking[torch.randperm(len(lacking))[:count]].int()
+    return own_ids
 
 
 def _random_list(rng: random.Random, vocab: int) -> Tensor:
@@ -82,7 +111,7 @@ def _random_list(rng: random.Random, vocab: int) -> Tensor:
 def assert_matches_reference(tokens: DraftTokens, case: Case) -> None:
     options, rows = case.options, len(case.hidden)
     ids, scores, log_sum_exp = reference_tokens(
-        case.hidden, case.languages.tolist(), case.head, case.lists, options
+        case.hidden, case.languages.tolist(), case.head, case.lists, options, case.own()
     )
     assert tokens.ids.shape == tokens.scores.shape == (rows, options.top_k)
     assert (tokens.ids.dtype, tokens.scores.dtype) == (torch.int64, torch.float32)
@@ -99,6 +128,8 @@ def assert_matches_reference(tokens: DraftTokens, case: Case) -> None:
         assert len(chosen.unique()) == len(chosen)
         if len(chosen):
             allowed = case.lists[case.languages[row]]
+            if case.own_ids is not None:
+                allowed = torch.cat((allowed, case.own()[row]))
             assert torch.isin(chosen, allowed).all()
             again = reference_scores(case.hidden[row], case.head, chosen, options)
             torch.testing.assert_close(again, scores[row, : len(chosen)], rtol=1e-5, atol=tolerance)
@@ -111,7 +142,8 @@ def assert_matches_reference(tokens: DraftTokens, case: Case) -> None:
 
 
 def draft(case: Case, make: Maker) -> DraftTokens:
-    return make(case.head, case.slots(), case.options)(case.hidden, case.languages)
+    draft_logits = make(case.head, case.slots(), case.options, case.own_ids)
+    return draft_logits(case.hidden, case.languages, case.request_slots)
 
 
 def draft_sharded(case: Case, make: Maker, seed: int) -> DraftTokens:
@@ -119,8 +151,10 @@ def draft_sharded(case: Case, make: Maker, seed: int) -> DraftTokens:
     vocab = len(case.head)
     cuts = sorted(random.Random(seed).choices(range(vocab + 1), k=seed % 4))
     shards = list(zip([0, *cuts], [*cuts, vocab], strict=True))
-    ranks = [make(case.head[a:b], case.slots((a, b)), case.options) for a, b in shards]
-    found = [rank(case.hidden, case.languages) for rank in ranks]
+    ranks = [
+        make(case.head[a:b], case.slots((a, b)), case.options, case.own_ids) for a, b in shards
+    ]
+    found = [rank(case.hidden, case.languages, case.request_slots) for rank in ranks]
     log_sum_exp = None
     if case.options.log_sum_exp:
         log_sum_exp = torch.stack([tokens.log_sum_exp for tokens in found])

@@ -30,5 +30,6 @@ def test_a_gpu(monkeypatch, packed):
         triton_draft, "TritonDraftLogits", lambda *args, **kwargs: given.append((args, kwargs))
     )
     head, options = SimpleNamespace(device=torch.device("cuda")), DraftOptions(top_k=2)
-    make_draft_logits(head, SLOTS, options, packed=packed)
-    assert given == [((head, SLOTS, options), {"packed": packed})]
+    own_ids = torch.full((2, 1, 64), -1, dtype=torch.int32)
+    make_draft_logits(head, SLOTS, options, own_ids, packed=packed)
+    assert given == [((head, SLOTS, options, own_ids), {"packed": packed})]

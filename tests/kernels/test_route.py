@@ -11,6 +11,7 @@ import triton
 from kernel_compiler import TARGETS, compile_offline, resources
 
 from fastmtp_kernels import route
+from fastmtp_kernels.draft_logits import NO_TOKEN, OWN_TOKENS
 
 ROUTE_TYPES = {
     "slots": "*i64",
@@ -29,6 +30,7 @@ ROUTE_TYPES = {
     "left_state": "*i1",
     "list_state": "*i64",
     "counts": "*i64",
+    "own_ids": "*i32",
     "token_stride": "i32",
     "vocab_size": "i32",
     "full_list": "i32",
@@ -42,7 +44,8 @@ ROUTE_TYPES = {
 )
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("width", [2, 8])
-def test_routing_compiles_without_spills(target: str, width: int):
+@pytest.mark.parametrize("own", OWN_TOKENS[::3])
+def test_routing_compiles_without_spills(target: str, width: int, own: int):
     rules = {
         "LATIN": 2,
         "HAN": 3,
@@ -64,7 +67,14 @@ def test_routing_compiles_without_spills(target: str, width: int):
         route._advance,
         TARGETS[target],
         ROUTE_TYPES,
-        {"WIDTH": width, "BLOCK": width, "SCRIPTS": 16, "COUNTS": 5, **rules},
+        {
+            "WIDTH": width,
+            "BLOCK": width,
+            "SCRIPTS": 16,
+            "COUNTS": route.NUM_COUNTS,
+            "OWN": own,
+            **rules,
+        },
         num_warps=1,
         num_stages=1,
         aligned=set(),
@@ -75,11 +85,13 @@ def test_routing_compiles_without_spills(target: str, width: int):
 
 
 def test_new_slots_have_no_list_and_want_the_full_vocabulary():
-    state = route.new_state(num_slots=3, scripts=16, lists=4, device="cpu")
+    state = route.new_state(num_slots=3, scripts=16, lists=4, own_tokens=64, device="cpu")
     assert {len(tensor) for tensor in state} == {3}
     assert state.lists.tolist() == state.named.tolist() == state.language.tolist() == [-1] * 3
     assert state.wanted.tolist() == [3] * 3
     assert state.counts.shape == (3, route.NUM_COUNTS, 4)
+    assert state.own_ids.shape == state.own_stamps.shape == (3, 4, 64)
+    assert (state.own_ids == NO_TOKEN).all()
     for idle in (state.scripts, state.seen, state.outside, state.left, state.counts):
         assert not idle.any()
     # Slots are not views of each other.
@@ -89,7 +101,7 @@ def test_new_slots_have_no_list_and_want_the_full_vocabulary():
 
 def test_an_empty_batch_launches_nothing():
     """There is no GPU here: a launch would fail."""
-    state = route.new_state(2, 16, 4, "cpu")
+    state = route.new_state(2, 16, 4, 0, "cpu")
     nothing = torch.empty(0, dtype=torch.int64)
     route.advance_routes(None, state, None, nothing, nothing.view(0, 4), nothing)
     assert state.lists.tolist() == [-1, -1]

@@ -12,7 +12,7 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastmtp_kernels import triton_draft
+from fastmtp_kernels import draft_tiles
 from fastmtp_kernels.draft_logits import DraftOptions
 from fastmtp_kernels.slots import DraftSlots
 from fastmtp_kernels.triton_draft import TritonDraftLogits
@@ -44,7 +44,7 @@ def launches(monkeypatch: pytest.MonkeyPatch):
         return run(self, *args, grid=grid, warmup=True, **kwargs)
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    kernels = (triton_draft._score_tiles, triton_draft._reduce_tiles)
+    kernels = (draft_tiles.score_tiles, draft_tiles.reduce_tiles)
     for kernel in kernels:
         monkeypatch.setattr(
             kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder)
@@ -62,11 +62,12 @@ def launches(monkeypatch: pytest.MonkeyPatch):
     [DraftOptions(), DraftOptions(fallback_id=1, top_k=2, log_sum_exp=True, softcap=30.0)],
     ids=["plain", "everything"],
 )
-@pytest.mark.parametrize("size", [1, 64])
-def test_after_warm_up_no_batch_compiles(size: int, options: DraftOptions, launches):
+@pytest.mark.parametrize(("size", "own"), [(1, 0), (64, 0), (64, 128)])
+def test_after_warm_up_no_batch_compiles(size: int, own: int, options: DraftOptions, launches):
     slots = DraftSlots.build({"en": range(0, 300, 2), "all": range(300)}, 300)
     head = torch.zeros(300, size, dtype=torch.bfloat16)
-    draft_logits = TritonDraftLogits(head, slots, options)
+    own_ids = torch.zeros(4, 2, own, dtype=torch.int32) if own else None
+    draft_logits = TritonDraftLogits(head, slots, options, own_ids)
     draft_logits.warm_up()
     launched, variants = launches()
     assert variants >= 4, (
@@ -74,7 +75,7 @@ def test_after_warm_up_no_batch_compiles(size: int, options: DraftOptions, launc
     )
     for batch in range(1, 257):
         languages = torch.zeros(batch + 1, dtype=torch.int64)[1:]  # an unaligned view
-        found = draft_logits(head.new_zeros(batch, size), languages)
+        found = draft_logits(head.new_zeros(batch, size), languages, languages)
         assert found.ids.shape == (batch, options.top_k)
     for ranks in (2, 8, 16):
         keys = found.keys.expand(ranks, -1, -1)

@@ -2,7 +2,8 @@
 
 What is asserted is what a GPU would otherwise tell too late: registers spilled to memory, more
 shared memory than a block may have, narrow loads, the tensor cores left unused. Each configuration
-is compiled in its plainest form (top-1) and in its heaviest (top-8, log-sum-exp, softcap).
+is compiled in its plainest form (top-1) and in its heaviest (top-8, log-sum-exp, softcap,
+own tokens).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import pytest
 import triton
 from kernel_compiler import TARGETS, compile_offline, resources
 
-from fastmtp_kernels import triton_draft
-from fastmtp_kernels.draft_logits import MAX_TOP_K
+from fastmtp_kernels import draft_tiles, own_tokens, triton_draft
+from fastmtp_kernels.draft_logits import MAX_TOP_K, OWN_TOKENS
 from fastmtp_kernels.tile_configs import TileConfig, choose_config, tile_configs
 
 pytestmark = [
@@ -35,10 +36,16 @@ SCORE_TYPES = {
     "languages": "*i64",
     "tile_keys": "*i64",
     "tile_lse": "*fp32",
+    "own_ids": "*i32",
+    "request_slots": "*i64",
     "batch": "i32",
     "tiles": "i32",
     "hidden_stride": "i32",
     "head_stride": "i32",
+    "live_stride": "i32",
+    "num_languages": "i32",
+    "first_id": "i32",
+    "end_id": "i32",
     "scale": "fp32",
     "softcap": "fp32",
 }
@@ -65,9 +72,11 @@ class Form(NamedTuple):
     log_sum_exp: bool = False
     softcap: bool = False
     packed: bool = False
+    own: int = 0
 
 
-PLAINEST, HEAVIEST = Form(), Form(top_k=MAX_TOP_K, log_sum_exp=True, softcap=True)
+PLAINEST = Form()
+HEAVIEST = Form(top_k=MAX_TOP_K, log_sum_exp=True, softcap=True, own=OWN_TOKENS[-1])
 
 
 def compile_score(
@@ -79,15 +88,17 @@ def compile_score(
         "LOG_SUM_EXP": form.log_sum_exp,
         "SOFTCAP": form.softcap,
         "PACKED": form.packed,
+        "OWN": form.own,
         "UPCAST": False,
         "BLOCK_B": config.block_b,
         "BLOCK_V": config.block_v,
         "BLOCK_K": config.block_k,
     }
-    types = {"hidden": f"*{dtype}", "head": f"*{dtype}", **SCORE_TYPES}
-    aligned = {"hidden_stride", "head_stride"} if size % 16 == 0 else set()
+    types = {**dict.fromkeys(("hidden", "head", "live_head"), f"*{dtype}"), **SCORE_TYPES}
+    strides = {"hidden_stride", "head_stride", "live_stride"}
+    aligned = strides if size % 16 == 0 else set()
     return compile_offline(
-        triton_draft._score_tiles,
+        draft_tiles.score_tiles,
         TARGETS[target],
         types,
         constants,
@@ -139,7 +150,8 @@ def test_other_hidden_sizes_fit(target: str, size: int, batch: int):
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_packed_layout_fits(target: str):
     config = choose_config(TARGETS[target].backend, 2, 16, 32768)
-    assert_fits(target, compile_score(target, "bf16", config, Form(packed=True)))
+    for own in OWN_TOKENS[::3]:
+        assert_fits(target, compile_score(target, "bf16", config, Form(packed=True, own=own)))
 
 
 @pytest.mark.parametrize(
@@ -147,11 +159,12 @@ def test_the_packed_layout_fits(target: str):
     [("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05.mma"), ("gfx942", "v_mfma")],
 )
 @pytest.mark.parametrize("batch", [1, 32, 64, 256])
+@pytest.mark.parametrize("own", OWN_TOKENS[::3])
 def test_sums_run_on_tensor_cores_and_head_rows_load_16_bytes(
-    target: str, instruction: str, batch: int
+    target: str, instruction: str, batch: int, own: int
 ):
     config = choose_config(TARGETS[target].backend, 2, batch, 32768)
-    compiled = compile_score(target, "bf16", config)
+    compiled = compile_score(target, "bf16", config, Form(own=own))
     if target == "gfx942":
         code = compiled.asm["amdgcn"]
         assert "dwordx4" in code
@@ -174,6 +187,34 @@ def test_the_reduction_fits(target: str, form: Form, by_language: bool):
         "BLOCK": triton_draft.REDUCE_BLOCK,
     }
     compiled = compile_offline(
-        triton_draft._reduce_tiles, TARGETS[target], REDUCE_TYPES, constants, 4, 3, set()
+        draft_tiles.reduce_tiles, TARGETS[target], REDUCE_TYPES, constants, 4, 3, set()
     )
     assert_fits(target, compiled)
+
+
+REMEMBER_TYPES = {
+    "slots": "*i64",
+    "token_ids": "*i32",
+    "accept_lens": "*i32",
+    "members": "*i32",
+    "own_ids": "*i32",
+    "own_stamps": "*i32",
+    "token_stride": "i32",
+    "vocab_size": "i32",
+    "lists": "i32",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("width", [1, 8])
+def test_remembering_compiles_without_spills(target: str, width: int):
+    compiled = compile_offline(
+        own_tokens._remember,
+        TARGETS[target],
+        REMEMBER_TYPES,
+        {"WIDTH": width, "NUMBER": OWN_TOKENS[-1]},
+        num_warps=1,
+        num_stages=1,
+        aligned=set(),
+    )
+    assert resources(compiled).spilled == 0

@@ -62,7 +62,9 @@ def _scripts() -> torch.Tensor:
     return scripts
 
 
-def _vocabulary(target: Path, lists: dict[str, list[int]], routes: dict[str, str]):
+def _vocabulary(
+    target: Path, lists: dict[str, list[int]], routes: dict[str, str], own_tokens: int = 0
+) -> DraftVocabulary:
     from transformers import AutoTokenizer
 
     return DraftVocabulary(
@@ -71,10 +73,11 @@ def _vocabulary(target: Path, lists: dict[str, list[int]], routes: dict[str, str
         ids={name: torch.tensor(sorted(ids)) for name, ids in lists.items()},
         token_scripts=_scripts(),
         routes=routes,
+        own_tokens=own_tokens,
     )
 
 
-def routed(target: Path) -> DraftVocabulary:
+def routed(target: Path, own_tokens: int = 0) -> DraftVocabulary:
     """A list a language, each holding its own cycle; none for Russian, a wrong one for Korean."""
     lists = {
         "en": [*CYCLES["en"], *SWITCHING],
@@ -82,7 +85,7 @@ def routed(target: Path) -> DraftVocabulary:
         "code": list(CYCLES["code"]),
         "ko": list(range(12500, 12900)),
     }
-    return _vocabulary(target, lists, default_routes(tuple(lists)))
+    return _vocabulary(target, lists, default_routes(tuple(lists)), own_tokens)
 
 
 def english_only(target: Path) -> DraftVocabulary:

@@ -42,7 +42,7 @@ _ENV = {
     # SGLang wants a core for each rank on a machine of one NUMA node.
     **{
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-        for kind in ("", "routed-")
+        for kind in ("", "routed-", "own-")
     },
 }
 # In interpreters of their own, by either command of SGLang's; others are forked.
@@ -58,7 +58,16 @@ _MAX_RUNNING = 3
 _ORDER = (
     *("whitelist", "entry_points", "distillation", "bench", "peers", "real_model", "tool_calls"),
     "hidden_states",
-    *("routing", "acceptance", "adaptive", "penalties", "logit_processors", "soak", "outputs"),
+    *(
+        "routing",
+        "own_tokens",
+        "acceptance",
+        "adaptive",
+        "penalties",
+        "logit_processors",
+        "soak",
+        "outputs",
+    ),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "seeds", "rejection", "tree", "tensor_parallel", "families"),
     "tokenizer_workers",
@@ -109,6 +118,7 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     beside_head.parent.mkdir()
     chains.routed(chained).save(beside_head)
     chains.english_only(chained).save(root / "english-only.safetensors")
+    chains.routed(chained, own_tokens=64).save(root / "own.safetensors")
     return Checkpoints(
         smollm2=SMOLLM2.checkpoint(),
         smollm2_head=head.path,
@@ -130,6 +140,10 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     chat = ("--chat-template", "chatml")
     deterministic = "--enable-deterministic-inference"
     processors = "--enable-custom-logit-processor"
+    own = (
+        *(*speculate, draft, str(checkpoints.chains_head)),
+        *("--speculative-token-map", str(checkpoints.chains.parent / "own.safetensors")),
+    )
     return {
         "smollm2": (checkpoints.smollm2, real),
         "smollm2-fastmtp": (
@@ -243,6 +257,23 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
                 str(checkpoints.chains.parent / "english-only.safetensors"),
                 "--disable-overlap-schedule",
             ),
+        ),
+        # Prompts come in chunks, the last one of a few tokens.
+        "chains-own": (
+            checkpoints.chains,
+            (
+                *(*own, "--enable-metrics", "--decode-log-interval", "5"),
+                *("--chunked-prefill-size", "48"),
+            ),
+        ),
+        "chains-own-tree": (
+            checkpoints.chains,
+            (*own, *_tree(3, 2, 8), "--disable-overlap-schedule"),
+        ),
+        "chains-own-two-ranks": (checkpoints.chains, (*own, *two_ranks)),
+        "chains-own-rejection": (
+            checkpoints.chains,
+            (*own, "--speculative-use-rejection-sampling"),
         ),
         "mimo-nextn": (
             checkpoints.mimo,

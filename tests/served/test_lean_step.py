@@ -2,7 +2,7 @@
 give the same tokens, and the same drafts accepted.
 
 Log-probabilities are what makes a batch take SGLang's way here.
-Run alone: pytest tests/served/test_lean_step.py (starts two servers, the slow part two of SmolLM2)
+Run alone: pytest tests/served/test_lean_step.py (starts three servers; slow: SmolLM2)
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +39,7 @@ def answer(url: str, prompt: str | list[int], sampling: dict, with_logprobs: boo
     [
         "chains-routed",
         "chains-tree",
+        "chains-own",
         pytest.param("smollm2-fastmtp", marks=pytest.mark.slow),
         pytest.param("smollm2-tree", marks=pytest.mark.slow),
     ],
@@ -47,7 +48,9 @@ def test_both_ways_say_the_same(servers, kind):
     url = servers(kind)
     prompts = [text for text, _ in requests()[::9]][:3]
     if kind.startswith("chains"):
-        prompts = [chains.prompt("en")]
+        # The second one's list lacks all of it, but for what the request says itself.
+        korean = chains.CYCLES["ko"]
+        prompts = [chains.prompt("en"), [*korean[24:60], *korean[:24]]]
     for sampling in SAMPLINGS:
         with ThreadPoolExecutor(len(prompts)) as pool:
             ways = [

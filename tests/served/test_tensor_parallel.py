@@ -1,12 +1,12 @@
 """Two ranks: answers are those of two ranks without speculation, draft lists included.
 
 Tensor parallelism sums in another order than one rank, so both sides have two.
-Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts two servers of two ranks).
+Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts three servers of two ranks).
 """
 
 import chains
 import pytest
-from client import acceptance_length, assert_equal, generate_all
+from client import acceptance_length, assert_equal, generate, generate_all
 
 pytestmark = pytest.mark.slow
 
@@ -21,3 +21,22 @@ def test_equal(servers):
     assert_equal(fast, base)
     # Nearly all of the 4 tokens of a step, whichever list a row drafts from.
     assert acceptance_length(fast) > 3.5
+
+
+@pytest.mark.parametrize("language", ["ko", "zh"])
+def test_own_tokens_are_drafted_whichever_rank_has_their_rows(servers, language):
+    """Of a list without the text; Korean rows are the first rank's, Chinese the other's.
+
+    What is drafted right was in the prompt.
+    """
+    cycle = chains.CYCLES[language]
+    prompt, tokens = [*cycle[24:60], *cycle[:24]], 36
+    answer = generate(
+        servers("chains-own-two-ranks"),
+        prompt,
+        max_new_tokens=tokens,
+        ignore_eos=True,
+        custom_params={"lang": "ko"},
+    )
+    assert list(answer.ids) == chains.continued(prompt, tokens)
+    assert acceptance_length([answer]) > 3.5

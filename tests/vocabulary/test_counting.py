@@ -56,6 +56,7 @@ def same(first: TokenCounts, second: TokenCounts) -> bool:
             for group, other in (
                 (first.counted, second.counted),
                 (first.heldout, second.heldout),
+                (first.repeats, second.repeats),
             )
         )
     )
@@ -104,6 +105,16 @@ def test_an_answer_in_two_languages_counts_for_both(tmp_path: Path):
     assert counts.counted["en"][int(Script.LATIN)] == 320
     assert counts.counted["zh"][int(Script.HAN)] >= 320 - 64
     assert counts.counted["en"].sum() + counts.counted["zh"].sum() == 640
+
+
+def test_repeats_of_held_out_documents_are_counted_with_their_prompts(tmp_path: Path):
+    answer = [16, 17, 17, 18, 18, 18, 19]
+    path = write_answers(tmp_path / "a.jsonl", [answer], prompt=[int(Script.LATIN), 16])
+    counts = count([open_source(f"en={path}", no_text)], tmp_path / "c", heldout_share=0.999999)
+    assert counts.heldout["en"][16:20].tolist() == [1, 2, 3, 1]
+    assert counts.repeats["en"][16:20].tolist() == [1, 1, 2, 0]
+    counted = count([open_source(f"en={path}", no_text)], tmp_path / "d", heldout_share=0.0)
+    assert not counted.repeats
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5])

@@ -31,6 +31,8 @@ def make(**changes) -> DraftVocabulary:
         "counts": {"en": torch.arange(25)},
         "coverage": {"en": 0.975},
         "samples": {"en": [" the", "\n", "é"]},
+        "own_tokens": 128,
+        "own_coverage": {"en": 0.99},
     }
     return DraftVocabulary(**(fields | changes))
 
@@ -69,7 +71,10 @@ def test_everything_survives_the_file(tmp_path: Path):
         assert read.ids[language].dtype == torch.int64
     assert torch.equal(read.counts["en"], torch.arange(25))
     assert "zh" not in read.counts
-    for name in ("vocab_size", "tokenizer_fingerprint", "routes", "source", "coverage", "samples"):
+    for name in (
+        *("vocab_size", "tokenizer_fingerprint", "routes", "source", "coverage", "samples"),
+        *("own_tokens", "own_coverage"),
+    ):
         assert getattr(read, name) == getattr(written, name)
     assert torch.equal(read.token_scripts, written.token_scripts)
     assert read.origin == str(tmp_path / "v.safetensors")
@@ -212,11 +217,19 @@ def test_a_file_with_other_script_numbers_is_refused(tmp_path: Path):
         ({"routes": {"ja": "ja"}}, "route from 'ja' to 'ja', which has no list"),
         ({"counts": {"en": torch.arange(3)}}, "counts of 'en' must be int64 and match"),
         ({"coverage": {"en": 97.5}}, "coverage 97.5 of 'en' is not a share"),
+        ({"own_coverage": {"ja": 0.5}}, "coverage 0.5 of 'ja' is not a share"),
+        ({"own_tokens": 100}, "own_tokens is 100; it must be one of 0, 64, 128, 256"),
+        ({"own_tokens": True}, "own_tokens is True; it must be one of"),
     ],
 )
 def test_inconsistent_contents_are_refused(changes: dict, message: str):
     with pytest.raises(FastMTPError, match=message):
         make(**changes)
+
+
+def test_a_file_of_an_older_release_has_no_own_tokens(tmp_path: Path):
+    read = load(write_raw(tmp_path / "v.safetensors", torch.arange(5, dtype=torch.int32)))
+    assert (read.own_tokens, read.own_coverage) == (0, {})
 
 
 def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,12 @@ class FakeTarget:
 
 def counts_of(heldout: dict[str, dict[int, int]] | None = None, **counted: dict[int, int]):
     counts = TokenCounts(10)
-    for group, values in ((counts.counted, counted), (counts.heldout, heldout or {})):
+    groups = (
+        (counts.counted, counted),
+        (counts.heldout, heldout or {}),
+        (counts.repeats, {name: {} for name in heldout or {}}),
+    )
+    for group, values in groups:
         for language, histogram in values.items():
             group[language] = np.zeros(10, dtype=np.int64)
             for index, times in histogram.items():
@@ -126,7 +131,8 @@ def ranked_with_coverage(shares: dict[int, float], rows: int = 1000) -> RankedLi
         heldout[size - 1] = round(10_000 * (share - before))
         before = share
     heldout[rows - 1] += 10_000 - heldout.sum()
-    return RankedList(np.arange(rows), np.arange(rows), heldout, heldout, required=0, documents=10)
+    ids, repeats = np.arange(rows), heldout // 2
+    return RankedList(ids, ids, heldout, heldout, repeats, required=0, documents=10)
 
 
 def test_a_size_is_recommended_from_coverage_and_bytes():
@@ -137,6 +143,17 @@ def test_a_size_is_recommended_from_coverage_and_bytes():
     assert recommend(ranked, [100, 200, 400], small_head) is None
 
 
+def test_own_tokens_make_smaller_lists_possible():
+    """Half of what is missing came before in its document."""
+    ranked = ranked_with_coverage({100: 0.90, 200: 0.97, 400: 0.98})
+    assert ranked.own_coverage(100) == pytest.approx(0.95)
+    assert ranked.own_coverage(1000) == 1.0
+    cost = DraftCost(target=5000, layer=100, row=1, vocab_size=1000)
+    assert recommend(ranked, [100, 200, 400], cost) == 200
+    assert recommend(ranked, [100, 200, 400], cost, own_tokens=64) == 100
+
+
 def test_nothing_is_recommended_without_held_out_text():
-    ranked = RankedList(np.arange(9), np.arange(9), np.ones(9), np.zeros(9, dtype=np.int64), 0, 1)
+    nothing = np.zeros(9, dtype=np.int64)
+    ranked = RankedList(np.arange(9), np.arange(9), np.ones(9), nothing, nothing, 0, 1)
     assert recommend(ranked, [5], DraftCost(target=1, layer=1, row=1, vocab_size=1000)) is None

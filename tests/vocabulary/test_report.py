@@ -32,7 +32,8 @@ def ranked(*, heldout: bool = True, required: int = 20, seed: int = SEED) -> Ran
     held[-100:] = 3 if heldout else 0  # tokens that no list holds
     ids = np.argsort(-counts[:900], kind="stable")
     unseen = np.argsort(-(counts - np.minimum(counts, held))[:900], kind="stable")
-    return RankedList(ids, unseen, counts, held, required, documents=7)
+    # Half of what is held out occurred before.
+    return RankedList(ids, unseen, counts, held, held // 2, required, documents=7)
 
 
 def report(ranked: dict[str, RankedList], cost: DraftCost | None = COST, **changes) -> dict:
@@ -51,6 +52,7 @@ def report(ranked: dict[str, RankedList], cost: DraftCost | None = COST, **chang
         "recommended": {"en": 400},
         "written": {"en": 100},
         "sources": ("en=a.jsonl",),
+        "own_tokens": 0,
     } | changes
     return build_report(**given)
 
@@ -97,6 +99,15 @@ def test_coverage_is_the_share_of_held_out_tokens():
     for size, share in english["curve"]:
         assert share == pytest.approx(coverage(size), abs=1e-12)
     assert english["curve"][-1][1] < 1  # some tokens are in no list
+
+
+def test_own_tokens_cover_what_came_before():
+    chosen = ranked()
+    (row, *_) = report({"en": chosen}, own_tokens=64)["languages"]["en"]["sizes"]
+    listed, left = chosen.unseen[: row["size"]], chosen.unseen[row["size"] :]
+    covered = chosen.heldout[listed].sum() + chosen.repeats[left].sum()
+    assert row["own_coverage"] == pytest.approx(covered / chosen.heldout.sum(), abs=1e-12)
+    assert row["head_bytes"] == 128 * (row["size"] + 64)
 
 
 def test_a_curve_may_begin_without_anything_always_included():

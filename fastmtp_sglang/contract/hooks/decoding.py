@@ -53,7 +53,9 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.alloc_memory_pool"),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.draft_forward", "forward_batch"),
     Hook(
-        "override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_prefill", "batch"
+        "override",
+        f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._draft_extend_for_prefill",
+        "batch target_hidden_states next_token_ids",
     ),
     Hook(
         "override",

@@ -158,7 +158,7 @@ def install() -> None:
     """Put the torch operators, the draft attention and the draft backends in place; idempotent."""
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
-    from fastmtp_sglang.serving.cpu import fused
+    from fastmtp_sglang.serving.cpu import fused, own_tokens
     from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend, CpuDraftAttnBackend
 
     for module, name, replacement in _REPLACEMENTS:
@@ -178,8 +178,11 @@ def install() -> None:
     _select_eagerly()
     Filters.at_once = staticmethod(sampling.keep_largest)
     Router.advance_on_host = staticmethod(advance_routes)
+    Router.remember_on_host = staticmethod(own_tokens.remember)
     TorchDraftLogits.packer = staticmethod(fused.draft_product)
     TorchDraftLogits.chooser = staticmethod(fused.draft_best)
+    TorchDraftLogits.gatherer = staticmethod(own_tokens.gathered)
+    TorchDraftLogits.joiner = staticmethod(own_tokens.joined)
 
 
 def _select_eagerly() -> None:

@@ -1,9 +1,9 @@
-"""Draft tokens of a batch, each request over the list of its language: the caller of the kernels.
+"""Draft tokens of a batch, each request over its list and own tokens: the caller of the kernels.
 
 SGLang drafts with its model's `LogitsProcessor` and an argmax, or for a tree the top-k, over what
 that returns. Here the processor runs the fused kernel instead, stores the best token ids of each
 request in `next_ids` by request slot, and returns a column for each of them: its log-probability
-over the request's list, of which `path_probabilities` stands where SGLang takes a softmax over the
+over list and own tokens, of which `path_probabilities` stands where SGLang takes a softmax over the
 columns. SGLang then maps the columns that won to token ids through the worker's `hot_token_id`, as
 it does for a reduced vocabulary: `NextTokenIds` answers with the stored ids. So all of SGLang's
 drafting code stays in use, eager and in CUDA graphs, with lists that differ from row to row.
@@ -84,11 +84,11 @@ class DraftHead:
             fallback_id=int(next(iter(vocabulary.ids.values()))[0]),
             max_batch=num_slots * top_k,
         )
-        self._logits = make_draft_logits(weight, slots, options)
+        self.router = Router(vocabulary, num_slots, weight.device)
+        self._logits = make_draft_logits(weight, slots, options, self.router.own_tokens)
         self._logits.warm_up()
         self._fillers = every_token[:top_k].to(weight.device)
         self._gathers = processor.do_tensor_parallel_all_gather
-        self.router = Router(vocabulary, num_slots, weight.device)
         self.is_stale = False
         self.batch: ForwardBatch | None = None
         self.next_ids = torch.zeros(
@@ -121,12 +121,15 @@ class DraftHead:
             return columns
         width, lists = rows // len(slots), self.router.lists[slots]
         chosen: Tensor | slice = slice(None)
+        request_slots = slots
         if width > 1 and self.batch.forward_mode.is_decode():
             lists = lists.repeat_interleave(width)
+            if self.router.own_tokens is not None:
+                request_slots = slots.repeat_interleave(width)
         elif width > 1:
             first = torch.arange(0, rows, width, device=slots.device)
             chosen, width = first + self.batch.spec_info.num_accept_tokens - 1, 1
-        tokens = self._logits(hidden_states[chosen], lists)
+        tokens = self._logits(hidden_states[chosen], lists, request_slots)
         if self._gathers:
             tokens = self._logits.merge(_gather(tokens.keys), _gather(tokens.log_sum_exp))
         ids = tokens.ids

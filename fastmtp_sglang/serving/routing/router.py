@@ -18,14 +18,22 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from fastmtp_kernels.own_tokens import remember_tokens
 from fastmtp_kernels.route import (
     RouteRules,
     RouteState,
     RouteTables,
     advance_routes,
     new_state,
+)
+from fastmtp_sglang.serving.routing.own_tokens import (
+    hold_own,
+    own_tokens_of,
+    remember_in_torch,
 )
 from fastmtp_sglang.vocabulary.draft_vocabulary import FULL_VOCABULARY, DraftVocabulary
 from fastmtp_sglang.vocabulary.languages import (
@@ -83,9 +91,10 @@ class Count(IntEnum):
 
     DRAFTED = 0  # tokens of the deepest path
     ACCEPTED = 1  # drafted tokens
-    MISSES = 2  # rejected drafts whose right token the list lacks
+    MISSES = 2  # rejected drafts whose right token was in neither list nor own tokens
     REROUTED = 3  # requests that came to this list from another one
     FALLBACKS = 4  # requests that left this list because it failed them
+    AVOIDED = 5  # accepted drafts that the list lacks: misses, but for the request's own tokens
 
 
 def advance_in_torch(
@@ -99,8 +108,10 @@ def advance_in_torch(
     """What `fastmtp_kernels.route.advance_routes` does on a GPU, defined in torch operations."""
     tokens, accepted = token_ids.long(), accept_lens.long()
     valid = torch.arange(tokens.shape[1], device=tokens.device) < accepted.unsqueeze(1)
-    holders = tables.members[tokens.clamp(0, len(tables.members) - 1)]
-    _count_drafts(state, slots, holders, accepted)
+    inside = tokens.clamp(0, len(tables.members) - 1)
+    holders = tables.members[inside]
+    used = state.lists[slots].clamp(min=0)
+    _count_drafts(state, slots, used, inside, holders, accepted)
 
     counts = count_scripts(tables.token_scripts, tokens, valid)
     scripts = advance_state(state.scripts[slots], counts, accepted)
@@ -111,7 +122,8 @@ def advance_in_torch(
 
     # What was seen against another list says nothing about this one.
     fade = torch.where(rerouted, 0, torch.exp2(-accepted / HALF_LIFE))
-    lacking = (valid & ~_holds(holders, wanted)).sum(dim=1)
+    drafted_from = _holds(holders, wanted) | hold_own(state.own_ids[slots, wanted], inside)
+    lacking = (valid & ~drafted_from).sum(dim=1)
     seen = state.seen[slots] * fade + accepted
     outside = state.outside[slots] * fade + lacking
     was_left = state.left[slots] & ~rerouted
@@ -127,16 +139,29 @@ def advance_in_torch(
     state.lists[slots] = torch.where(left, state.counts.shape[2] - 1, wanted)
     _add(state, slots, Count.REROUTED, wanted, rerouted)
     _add(state, slots, Count.FALLBACKS, wanted, left & ~was_left)
+    if state.own_ids.shape[2]:
+        own = state.own_ids, state.own_stamps
+        remember_in_torch(tables.members, *own, slots, token_ids, accept_lens)
 
 
-def _count_drafts(state: RouteState, slots: Tensor, holders: Tensor, accepted: Tensor) -> None:
-    used = state.lists[slots].clamp(min=0)
-    last = holders.gather(1, (accepted - 1).unsqueeze(1))
-    width = holders.shape[1]
-    missed = (accepted < width) & ~_holds(last, used).squeeze(1)
+def _count_drafts(
+    state: RouteState,
+    slots: Tensor,
+    used: Tensor,
+    tokens: Tensor,
+    holders: Tensor,
+    accepted: Tensor,
+) -> None:
+    width = tokens.shape[1]
+    unlisted = ~_holds(holders, used)
+    possible = ~unlisted | hold_own(state.own_ids[slots, used], tokens)
+    last = (accepted - 1).unsqueeze(1)
+    missed = (accepted < width) & ~possible.gather(1, last).squeeze(1)
+    avoided = unlisted & (torch.arange(width, device=tokens.device) < last)
     _add(state, slots, Count.DRAFTED, used, torch.full_like(accepted, width - 1))
     _add(state, slots, Count.ACCEPTED, used, accepted - 1)
     _add(state, slots, Count.MISSES, used, missed)
+    _add(state, slots, Count.AVOIDED, used, avoided.sum(dim=1))
 
 
 def _add(state: RouteState, slots: Tensor, count: Count, lists: Tensor, amount: Tensor) -> None:
@@ -155,9 +180,11 @@ class Router:
         names: the lists, in the order of their indices; the last one is the full vocabulary.
         state: see `RouteState`; on the device.
         advance_on_host: how slots move where there is no GPU; a platform may put its own there.
+        remember_on_host: how own tokens do, likewise.
     """
 
     advance_on_host = staticmethod(advance_in_torch)
+    remember_on_host = staticmethod(remember_in_torch)
 
     def __init__(self, vocabulary: DraftVocabulary, num_slots: int, device: torch.device | str):
         """Build the tables of `vocabulary` for slots 0 to `num_slots` - 1."""
@@ -171,19 +198,34 @@ class Router:
             language_of_script=language_of_script().to(device),
         )
         self._host_scripts = vocabulary.token_scripts
+        self._host_members = _membership(vocabulary).numpy()
         self._owners: list[Any] = [None] * num_slots
         self._has_warned = False
-        self.state = new_state(num_slots, NUM_SCRIPTS, len(self.names), device)
+        self.state = new_state(
+            num_slots, NUM_SCRIPTS, len(self.names), vocabulary.own_tokens, device
+        )
 
     @property
     def lists(self) -> Tensor:
         """int64 [num_slots]: the list to draft from, or -1 for a slot that no request has used."""
         return self.state.lists
 
+    @property
+    def own_tokens(self) -> Tensor | None:
+        """int32 [num_slots, len(names), N], the own tokens to draft from too, None for none."""
+        return self.state.own_ids if self.state.own_ids.shape[2] else None
+
     def allowed(self, slots: Tensor) -> Tensor:
-        """Which tokens the list of each slot [B] holds; bool [B, vocab_size]."""
+        """Which tokens each slot [B] drafts from; bool [B, vocab_size]."""
         members = self._tables.members.expand(len(slots), -1)
-        return _holds(members, self.lists[slots].clamp(min=0))
+        lists = self.lists[slots].clamp(min=0)
+        allowed = _holds(members, lists)
+        if self.own_tokens is None:
+            return allowed
+        own = self.own_tokens[slots, lists].long()
+        # Free entries name a column of their own.
+        wide = torch.nn.functional.pad(allowed, (0, 1))
+        return wide.scatter_(1, torch.where(own < 0, members.shape[1], own), True)[:, :-1]
 
     def counts(self) -> Tensor:
         """Counters since the start, int64 [len(Count), len(names)].
@@ -212,6 +254,7 @@ class Router:
             self._owners[slot] = weakref.ref(request)
             states.append(state_of_prompt(self._host_scripts, _recent_tokens(request)))
             named.append(self._list_named_by(request))
+        self._start_own_tokens(new)
         state, device = self.state, self.lists.device
         scripts = torch.stack(states)
         index, scripts, language, name = (
@@ -244,6 +287,40 @@ class Router:
         move = advance_routes if slots.device.type == "cuda" else self.advance_on_host
         move(self._tables, self.state, _RULES, slots, token_ids, accept_lens)
 
+    def remember(self, slots: Sequence[int], token_ids: Tensor, counted: Sequence[bool]) -> None:
+        """Note tokens that were decided without a verification: what a prefill leads to.
+
+        Args:
+            slots: distinct, one per request.
+            token_ids: integer [B], one of each request, on the device.
+            counted: which of them are decided.
+        """
+        if self.own_tokens is None:
+            return
+        index, counts = (
+            torch.tensor(values, dtype=torch.int64).to(token_ids.device, non_blocking=True)
+            for values in (slots, counted)
+        )
+        move = remember_tokens if token_ids.device.type == "cuda" else self.remember_on_host
+        own = self.state.own_ids, self.state.own_stamps
+        move(self._tables.members, *own, index, token_ids.unsqueeze(1), counts)
+
+    def _start_own_tokens(self, new: Sequence[tuple[int, Any]]) -> None:
+        if self.own_tokens is None:
+            return
+        lists, number = self.own_tokens.shape[1:]
+        entries = [
+            own_tokens_of(_all_tokens(request), self._host_members, lists, number)
+            for _, request in new
+        ]
+        index = torch.tensor([slot for slot, _ in new])
+        for kept, made in zip(
+            (self.state.own_ids, self.state.own_stamps), zip(*entries, strict=True), strict=True
+        ):
+            device = kept.device
+            rows = torch.stack(made).to(device, non_blocking=True)
+            kept[index.to(device, non_blocking=True)] = rows
+
     def _list_named_by(self, request: Any) -> int:
         name = (request.sampling_params.custom_params or {}).get("lang")
         if name is None:
@@ -274,3 +351,9 @@ def _recent_tokens(request: Any) -> Tensor:
     """The end of what the request holds so far: prompt and, after a retraction, output."""
     tokens = [*request.origin_input_ids[-_PROMPT_TAIL:], *request.output_ids[-_PROMPT_TAIL:]]
     return torch.tensor(tokens[-_PROMPT_TAIL:], dtype=torch.int64)
+
+
+def _all_tokens(request: Any) -> NDArray[np.int64]:
+    """Prompt and, after a retraction, output."""
+    parts = (request.origin_input_ids, request.output_ids)
+    return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])

@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 _DOCUMENTATION = {
     Count.DRAFTED: "Tokens drafted from the list",
     Count.ACCEPTED: "Tokens drafted from the list that the target accepted",
-    Count.MISSES: "Rejected drafts whose right token the list lacks",
+    Count.MISSES: "Rejected drafts whose right token neither the list nor the request's own had",
     Count.REROUTED: "Requests that came to the list from another one",
     Count.FALLBACKS: "Requests that left the list for the full vocabulary because it failed them",
+    Count.AVOIDED: "Accepted drafts that the list lacks, from the request's own tokens",
 }
 
 
@@ -66,11 +67,11 @@ class RoutingLog:
                 metric.labels(list=self._router.names[i]).inc(int(new[count, i]))
 
     def _describe(self, index: int, new: Tensor) -> str:
-        drafted, accepted, misses, rerouted, fallbacks = new.tolist()
+        drafted, accepted, misses, rerouted, fallbacks, avoided = new.tolist()
         share = f"{accepted / drafted:.0%} of {drafted}" if drafted else "0 of 0"
         return (
-            f"{self._router.names[index]} accepted {share} drafts, misses {misses}, "
-            f"re-routed here {rerouted}, fallbacks {fallbacks}"
+            f"{self._router.names[index]} accepted {share} drafts, misses {misses} "
+            f"({avoided} avoided), re-routed here {rerouted}, fallbacks {fallbacks}"
         )
 
 

@@ -12,7 +12,8 @@ import torch
 
 from fastmtp_kernels.torch_draft import TorchDraftLogits
 from fastmtp_sglang.contract import compat
-from fastmtp_sglang.serving.cpu import attention, fused, ops
+from fastmtp_sglang.serving.cpu import attention, fused, ops, own_tokens
+from fastmtp_sglang.serving.routing.router import Router
 
 SEED = 20250918
 CASES = range(12)
@@ -192,7 +193,12 @@ def restored(monkeypatch) -> pytest.MonkeyPatch:
         monkeypatch.setattr(DraftBackendFactory, name, getattr(DraftBackendFactory, name))
     name = "_select_top_k_tokens_later"
     monkeypatch.setattr(spec_utils, name, getattr(spec_utils, name))
-    monkeypatch.setattr(TorchDraftLogits, "packer", staticmethod(TorchDraftLogits.packer))
+    for owner, names in (
+        (TorchDraftLogits, ("packer", "chooser", "gatherer", "joiner")),
+        (Router, ("advance_on_host", "remember_on_host")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, staticmethod(getattr(owner, name)))
     return monkeypatch
 
 
@@ -213,6 +219,9 @@ def test_install(restored):
     assert spec_utils._select_top_k_tokens_later is once
     assert not hasattr(once, "_torchdynamo_orig_callable")
     assert TorchDraftLogits.packer is fused.draft_product
+    assert TorchDraftLogits.gatherer is own_tokens.gathered
+    assert TorchDraftLogits.joiner is own_tokens.joined
+    assert Router.remember_on_host is own_tokens.remember
 
 
 def test_eager_token_selection_follows_a_chain(restored):

@@ -19,13 +19,14 @@ VOCAB, WIDTH, SLOTS = 96, 16, 8
 EVEN, ODD, FULL = 0, 1, 2
 
 
-def vocabulary() -> DraftVocabulary:
+def vocabulary(own_tokens: int = 0) -> DraftVocabulary:
     return DraftVocabulary(
         vocab_size=VOCAB,
         tokenizer_fingerprint="sha256:none",
         ids={"even": torch.arange(0, VOCAB, 2), "odd": torch.arange(1, VOCAB, 2)},
         token_scripts=torch.zeros(VOCAB, dtype=torch.int8),
         routes={},
+        own_tokens=own_tokens,
     )
 
 
@@ -233,3 +234,32 @@ def test_a_weight_update_makes_the_lists_stale():
     assert not draft_head.is_stale
     assert worker.target_worker.weight_update_runners() == [("target", None)]
     assert draft_head.is_stale
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_own_tokens_are_drafted_along_with_the_list(weight, top_k: int):
+    """In a draft step of every branch, and in a draft extension."""
+    made = DraftHead(vocabulary(64), lm_head(weight), processor(), SLOTS, top_k=top_k)
+    made.router.lists[[1, 2]] = torch.tensor([EVEN, ODD])
+    made.router.own_tokens[1, EVEN, :3] = torch.tensor([1, 95, 33], dtype=torch.int32)
+    made.router.own_tokens[2, ODD, :1] = torch.tensor([44], dtype=torch.int32)
+    every = torch.arange(VOCAB)
+    of_slot = {
+        1: torch.cat((every[::2], every[[1, 33, 95]])),
+        2: torch.cat((every[1::2], every[44:45])),
+    }
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(2 * top_k, WIDTH, generator=generator)
+    # Right after what each slot has of its own alone.
+    hidden[0], hidden[top_k] = weight[33] * 9, weight[44] * 9
+    accept = torch.ones(2, dtype=torch.int64)
+    for mode in ("DECODE", "DRAFT_EXTEND_V2"):
+        made.batch = batch([1, 2], mode, spec_info=SimpleNamespace(num_accept_tokens=accept))
+        made.score(hidden)
+        assert (made.next_ids[1, 0, 0], made.next_ids[2, 0, 0]) == (33, 44)
+        for slot in (1, 2):
+            for branch in range(top_k if mode == "DECODE" else 1):
+                row = hidden[(slot - 1) * top_k + branch]
+                scores = weight[of_slot[slot]].double() @ row.double()
+                expected = of_slot[slot][scores.topk(top_k).indices]
+                assert torch.equal(made.next_ids[slot, branch], expected)

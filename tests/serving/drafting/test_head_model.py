@@ -11,6 +11,7 @@ import torch
 import transformers
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
 from fastmtp_sglang.errors import FastMTPError
@@ -184,6 +185,10 @@ def test_the_targets_vocabulary_is_shared_and_not_copied():
     embed, rows = (nn.Parameter(torch.ones(4, 2)) for _ in range(2))
     made.set_embed_and_head(embed, rows)
     assert made.get_embed_and_head() == (embed, rows)
-    target = nn.Linear(2, 4)
+    own, target = made.lm_head, object.__new__(VocabParallelEmbedding)
+    nn.Module.__init__(target)
+    # Gemma's lm_head is torch's embedding, whose weight is shared already.
+    made.set_lm_head_from_target(nn.Embedding(4, 2))
+    assert made.lm_head is own
     made.set_lm_head_from_target(target)
     assert made.lm_head is target

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastmtp_sglang.serving.cpu import own_tokens as on_a_cpu
 from fastmtp_sglang.serving.cpu.ops import advance_routes
+from fastmtp_sglang.serving.routing.own_tokens import remember_in_torch
 from fastmtp_sglang.serving.routing.router import Count, Router, advance_in_torch
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary, default_routes
 from fastmtp_sglang.vocabulary.languages import HALF_LIFE
@@ -18,7 +20,7 @@ LISTED = 50
 K = 3
 
 
-def vocabulary() -> DraftVocabulary:
+def vocabulary(own_tokens: int = 0) -> DraftVocabulary:
     scripts = torch.zeros(400, dtype=torch.int8)
     for tokens, script in ((LATIN, Script.LATIN), (HAN, Script.HAN), (CYRILLIC, Script.CYRILLIC)):
         scripts[list(tokens)] = int(script)
@@ -32,6 +34,7 @@ def vocabulary() -> DraftVocabulary:
         ids=ids,
         token_scripts=scripts,
         routes=default_routes(tuple(ids)),
+        own_tokens=own_tokens,
     )
 
 
@@ -47,6 +50,22 @@ class Request:
 def router(request, monkeypatch) -> Router:
     monkeypatch.setattr(Router, "advance_on_host", staticmethod(request.param))
     return Router(vocabulary(), num_slots=6, device="cpu")
+
+
+@pytest.fixture(params=["torch", "native"])
+def drafting_own(request, monkeypatch) -> Router:
+    """A router whose requests draft from up to 64 tokens of their own."""
+    native = request.param == "native"
+    move = advance_routes if native else advance_in_torch
+    note = on_a_cpu.remember if native else remember_in_torch
+    monkeypatch.setattr(Router, "advance_on_host", staticmethod(move))
+    monkeypatch.setattr(Router, "remember_on_host", staticmethod(note))
+    return Router(vocabulary(own_tokens=64), num_slots=6, device="cpu")
+
+
+def own(router: Router, slot: int, listed: str) -> set[int]:
+    entries = router.own_tokens[slot, router.names.index(listed)]
+    return set(entries[entries >= 0].tolist())
 
 
 def name(router: Router, slot: int) -> str:
@@ -191,7 +210,76 @@ def test_ids_outside_the_vocabulary_are_neutral(router):
 def test_advance_reads_nothing_on_the_host(monkeypatch):
     """Meta tensors have no values: any wait for the device would fail."""
     monkeypatch.setattr(Router, "advance_on_host", staticmethod(advance_in_torch))
-    router = Router(vocabulary(), num_slots=6, device="meta")
+    monkeypatch.setattr(Router, "remember_on_host", staticmethod(remember_in_torch))
+    router = Router(vocabulary(own_tokens=64), num_slots=6, device="meta")
     slots = torch.zeros(2, dtype=torch.int64, device="meta")
     router.advance(slots, slots.new_zeros(2, 4), slots)
     assert router.lists.shape == (6,)
+
+
+def test_without_own_tokens_nothing_is_kept(router):
+    router.start([1], [Request(LATIN[:20])])
+    router.remember([1], torch.tensor([LATIN[90]]), [True])
+    assert router.own_tokens is None
+
+
+def test_own_tokens_follow_prompt_and_answer_for_every_list(drafting_own):
+    router = drafting_own
+    router.start([1, 2], [Request([*LATIN[40:60], 5], output=[LATIN[70]]), Request(HAN[:20])])
+    unlisted = {*LATIN[50:60], 5, LATIN[70]}
+    assert own(router, 1, "en") == unlisted
+    assert own(router, 1, "zh") == unlisted | {*LATIN[40:50]}
+    assert own(router, 1, "full") == set()
+    assert own(router, 2, "zh") == set()
+    # What the prefill leads to; not what lies behind a chunk of a prompt.
+    router.remember([2, 1], torch.tensor([HAN[80], LATIN[80]]), [True, False])
+    assert own(router, 2, "zh") == {HAN[80]}
+    assert own(router, 1, "en") == unlisted
+    # And of a verification what it accepted.
+    advance(router, 1, [LATIN[81], LATIN[0], LATIN[82], LATIN[83]], accepted=3)
+    assert own(router, 1, "en") == unlisted | {LATIN[81], LATIN[82]}
+
+
+def test_a_request_that_moves_finds_what_its_new_list_lacks(drafting_own):
+    router = drafting_own
+    router.start([1], [Request([*LATIN] * 3)])
+    feed(router, 1, [*HAN[:LISTED]] * 2)
+    assert name(router, 1) == "zh"
+    assert own(router, 1, "zh") == set(LATIN[36:])  # the newest 64
+
+
+def test_a_new_owner_starts_anew_and_an_old_one_keeps_its_own(drafting_own):
+    router = drafting_own
+    request = Request(LATIN[:20])
+    router.start([1], [request])
+    advance(router, 1, LATIN[60:64])
+    router.start([1], [request])  # the next chunk of its prompt
+    assert own(router, 1, "en") == set(LATIN[60:64])
+    router.start([1], [Request(LATIN[70:72])])
+    assert own(router, 1, "en") == set(LATIN[70:72])
+
+
+def test_misses_that_own_tokens_avoid(drafting_own):
+    router = drafting_own
+    router.start([1], [Request([*LATIN[:20], LATIN[LISTED]])])
+    inside, outside, new = LATIN[0], LATIN[LISTED], LATIN[LISTED + 1]
+    advance(router, 1, [inside, outside, inside, 0], accepted=3)  # drafted though not listed
+    advance(router, 1, [inside, outside, 0, 0], accepted=2)  # could have been drafted
+    advance(router, 1, [inside, new, 0, 0], accepted=2)  # could not
+    advance(router, 1, [inside, new, 0, 0], accepted=2)  # by now it could
+    assert router.counts()[Count.AVOIDED].tolist() == [1, 0, 0]
+    assert router.counts()[Count.MISSES].tolist() == [1, 0, 0]
+
+
+def test_own_tokens_keep_a_list_that_lacks_them(drafting_own):
+    router = drafting_own
+    router.start([1], [Request([*LATIN[:20], *LATIN[LISTED : LISTED + 10]])])
+    assert set(feed(router, 1, [*LATIN[LISTED : LISTED + 10]] * 4)) == {"en"}
+
+
+def test_what_is_allowed_holds_own_tokens(drafting_own):
+    router = drafting_own
+    router.start([1, 2], [Request([*LATIN[40:60]]), Request([*LATIN[40:60]], lang="full")])
+    allowed = router.allowed(torch.tensor([1, 2]))
+    assert allowed[0].nonzero().flatten().tolist() == [*LATIN[:60]]
+    assert bool(allowed[1].all())

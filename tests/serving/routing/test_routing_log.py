@@ -28,8 +28,8 @@ class Router:
     def counts(self) -> torch.Tensor:
         return self.counted.clone()
 
-    def count(self, name: str, *numbers: int) -> None:
-        self.counted[:, NAMES.index(name)] += torch.tensor(numbers)
+    def count(self, name: str, *numbers: int, avoided: int = 0) -> None:
+        self.counted[:, NAMES.index(name)] += torch.tensor([*numbers, avoided])
 
 
 @pytest.fixture
@@ -52,20 +52,22 @@ def lines(caplog):
 
 def test_a_line_says_what_is_new_of_each_list(router, lines):
     log = RoutingLog(router, 2, with_metrics=False)
-    router.count("zh", 9, 6, 1, 2, 0)
+    router.count("zh", 9, 6, 1, 2, 0, avoided=4)
     log.step()
     assert lines() == []
     log.step()
     assert lines() == [
-        "Draft lists: zh accepted 67% of 9 drafts, misses 1, re-routed here 2, fallbacks 0."
+        "Draft lists: zh accepted 67% of 9 drafts, misses 1 (4 avoided), re-routed here 2, "
+        "fallbacks 0."
     ]
     router.count("zh", 3, 0, 0, 0, 1)
     router.count("full", 0, 0, 0, 1, 0)
     log.step()
     log.step()
     assert lines() == [
-        "Draft lists: zh accepted 0% of 3 drafts, misses 0, re-routed here 0, fallbacks 1; "
-        "full accepted 0 of 0 drafts, misses 0, re-routed here 1, fallbacks 0."
+        "Draft lists: zh accepted 0% of 3 drafts, misses 0 (0 avoided), re-routed here 0, "
+        "fallbacks 1; "
+        "full accepted 0 of 0 drafts, misses 0 (0 avoided), re-routed here 1, fallbacks 0."
     ]
 
 
@@ -103,7 +105,7 @@ def test_a_copy_that_is_late_is_written_when_it_arrives(router, lines, monkeypat
 def test_prometheus_counts_the_same(router):
     log = RoutingLog(router, 1, with_metrics=True)
     try:
-        router.count("en", 9, 6, 1, 2, 3)
+        router.count("en", 9, 6, 1, 2, 3, avoided=5)
         log.step()
         router.count("en", 1, 1, 0, 0, 0)
         log.step()
@@ -112,7 +114,7 @@ def test_prometheus_counts_the_same(router):
             metric = f"fastmtp:draft_list_{count.name.lower()}_total"
             return REGISTRY.get_sample_value(metric, {"list": name})
 
-        assert [value(count, "en") for count in Count] == [10, 7, 1, 2, 3]
+        assert [value(count, "en") for count in Count] == [10, 7, 1, 2, 3, 5]
         assert value(Count.DRAFTED, "zh") is None
     finally:
         for metric in log._metrics.values():

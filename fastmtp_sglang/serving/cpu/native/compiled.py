@@ -66,7 +66,7 @@ def compile_ahead() -> None:
     if folder is None or (Path(folder) / _COMPLETE).exists():
         return
     program = (
-        f"from {__package__} import compiled, draws, engine, moves, routes, trees\n"
+        f"from {__package__} import compiled, draws, engine, moves, own_tokens, routes, trees\n"
         "compiled.mark_complete()"
     )
     command = [sys.executable, "-c", program]

@@ -7,13 +7,14 @@ import numpy as np
 from numba import njit, types
 
 from fastmtp_sglang.serving.cpu.native.compiled import compiled
+from fastmtp_sglang.serving.cpu.native.own_tokens import hold, note_all
 
 # Numbers of `rules`, in the order of `fastmtp_kernels.route.RouteRules`.
 _LATIN, _HAN, _KANA, _CODE, _OTHER, _CODE_LANGUAGE, _KANA_LANGUAGE = range(7)
 _HALF_LIFE, _MIN_EVIDENCE, _LATIN_WEIGHT, _MIN_KANA_SHARE, _MIN_CODE_SIGNS = range(7, 12)
 _LEAVE_ABOVE, _RETURN_BELOW, _MIN_SEEN = range(12, 15)
 # Rows of `counts`, in the order of `routing.router.Count`.
-_DRAFTED, _ACCEPTED, _MISSES, _REROUTED, _FALLBACKS = range(5)
+_DRAFTED, _ACCEPTED, _MISSES, _REROUTED, _FALLBACKS, _AVOIDED = range(6)
 _f = np.float32
 
 
@@ -56,6 +57,7 @@ def _language(scripts, rules, language_of_script, before):
         *(types.int8[::1], types.int32[::1], types.int64[::1], types.int64[::1]),
         *(types.float32[:, ::1], *[types.int64[::1]] * 3, *[types.float32[::1]] * 2),
         *(types.boolean[::1], types.int64[::1], types.int64[:, :, ::1]),
+        *[types.int32[:, :, ::1]] * 2,
     )
 )
 def advance(
@@ -76,6 +78,8 @@ def advance(
     left,
     lists,
     counts,
+    own_ids,
+    own_stamps,
 ):
     """Move slots on by the tokens that one verification accepted.
 
@@ -93,17 +97,20 @@ def advance(
         fade = np.exp2(_f(-accepted) / _f(rules[_HALF_LIFE]))
         for script in range(scripts.shape[1]):
             scripts[slot, script] *= fade
-        right = 0
+        used = max(lists[slot], 0)
         for column in range(accepted):
             token = token_ids[row, column]
             known = 0 <= token < vocab_size
-            right = members[min(max(token, 0), vocab_size - 1)]
             scripts[slot, token_scripts[token] if known else 0] += _f(1.0)
-
-        used = max(lists[slot], 0)
+            token = min(max(token, 0), vocab_size - 1)
+            if (members[token] >> used) & 1:
+                continue
+            if column + 1 < accepted:
+                counts[slot, _AVOIDED, used] += 1
+            elif accepted < width:
+                counts[slot, _MISSES, used] += not hold(own_ids[slot, used], token)
         counts[slot, _DRAFTED, used] += width - 1
         counts[slot, _ACCEPTED, used] += accepted - 1
-        counts[slot, _MISSES, used] += accepted < width and not (right >> used) & 1
 
         language = _language(scripts[slot], rules, language_of_script, languages[slot])
         languages[slot] = language
@@ -117,7 +124,8 @@ def advance(
         lacking = 0
         for column in range(accepted):
             token = min(max(token_ids[row, column], 0), vocab_size - 1)
-            lacking += not (members[token] >> want) & 1
+            listed = (members[token] >> want) & 1
+            lacking += not (listed or hold(own_ids[slot, want], token))
         seen[slot] = seen[slot] * fade + _f(accepted)
         outside[slot] = outside[slot] * fade + _f(lacking)
         was_left = left[slot] and not rerouted
@@ -127,3 +135,4 @@ def advance(
         lists[slot] = full_list if is_left else want
         counts[slot, _REROUTED, want] += rerouted
         counts[slot, _FALLBACKS, want] += is_left and not was_left
+        note_all(slot, token_ids[row], accepted, members, own_ids, own_stamps)
