@@ -7,7 +7,7 @@ ARGS ?=
 SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs 2 --output-sync=none
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-servers test-units test-slow check check-units soak lint
+.PHONY: demo test test-servers test-units test-slow check check-serving check-others soak lint
 
 demo: $(BIN)/.installed
 	@$(BIN)/fastmtp demo $(ARGS)
@@ -35,10 +35,14 @@ test-slow: $(BIN)/.installed
 
 # For a change at hand: no test that starts SGLang or other processes, compiles or trains.
 check: $(BIN)/.installed
-	$(SIDE_BY_SIDE) lint check-units
+	$(SIDE_BY_SIDE) lint check-serving check-others
 
-check-units: $(BIN)/.installed
-	$(PYTEST) -q -m "not slow and not heavy" --ignore tests/served
+CHECK := $(PYTEST) -q -m "not slow and not heavy"
+check-serving: $(BIN)/.installed
+	$(CHECK) tests/serving tests/kernels tests/contract
+
+check-others: $(BIN)/.installed
+	$(CHECK) --ignore tests/served --ignore tests/serving --ignore tests/kernels --ignore tests/contract
 
 # 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
 soak: $(BIN)/.installed

@@ -70,6 +70,7 @@ def run(monkeypatch, model):
 FOUR = ("transformers", "transformers-prompt-lookup", "sglang", "fastmtp")
 
 
+@pytest.mark.heavy
 def test_the_last_line_is_one_object(run):
     result = run("--json", "--systems", ",".join(FOUR))
     assert result.exit_code == 0, result.output
@@ -87,6 +88,7 @@ def test_the_last_line_is_one_object(run):
     assert "16/16" in result.stderr
 
 
+@pytest.mark.heavy
 def test_files(run, tmp_path):
     output = tmp_path / "peers.json"
     assert run("--systems", "transformers,fastmtp,sglang", "--output", output).exit_code == 0
@@ -101,6 +103,7 @@ def test_files(run, tmp_path):
     assert result["memory_limit"]["weight_bytes"] > 2 * 49152 * 64
 
 
+@pytest.mark.heavy
 def test_a_changed_answer_fails(run, monkeypatch):
     monkeypatch.setattr(Fake, "behaviour", "differs")
     result = run("--json", "--systems", ",".join(FOUR))
@@ -109,6 +112,7 @@ def test_a_changed_answer_fails(run, monkeypatch):
     assert json.loads(result.stdout)["rows"]
 
 
+@pytest.mark.heavy
 def test_a_stopped_run_goes_on(run, monkeypatch, tmp_path):
     output = tmp_path / "peers.json"
     arguments = ("--systems", "transformers,fastmtp", "--output", output)
@@ -161,6 +165,7 @@ def test_refusals_come_before_anything_is_started(run, arguments, message):
     assert result.made == []
 
 
+@pytest.mark.heavy
 def test_an_accelerator_is_refused(run, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert "CUDA_VISIBLE_DEVICES" in str(run().exception)

@@ -39,6 +39,7 @@ def last_layer(target: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return layer, tensors["model.norm.weight"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_the_start(targets, tmp_path, family):
     """Last layer, final norm and its inverse, the input halved, nothing of the vocabulary."""
@@ -73,6 +74,8 @@ def test_the_start(targets, tmp_path, family):
     compatibility.check_compatible(targets[family], out)
 
 
+@pytest.mark.heavy
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_round_trip_through_auto_model(targets, tmp_path, family):
     head = models.random_head(targets[family], tmp_path / "head")

@@ -22,6 +22,8 @@ from fastmtp_sglang.cli import main
 from fastmtp_sglang.distill.records import Record, Sampling, read_records
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 
+pytestmark = pytest.mark.heavy
+
 SEED = 20261128
 CASES = 25
 NOBODY = "http://127.0.0.1:9"

@@ -55,6 +55,7 @@ def test_no_cache_where_none_can_be_written(sources, tmp_path, monkeypatch, in_t
     assert folder() is None
 
 
+@pytest.mark.heavy
 def test_operators_work_without_a_cache(tmp_path):
     """Compiled in memory, then; numba's settings for other people's functions are as they were."""
     in_the_way = tmp_path / "file"
