@@ -12,10 +12,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 demo: $(BIN)/.installed
 	@$(BIN)/fastmtp demo $(ARGS)
 
-# Two processes side by side, each with one thread and half of the work. With ARGS, what they name in
-# one process. `make test-slow` runs what is left out: what is nearly shown by others, and costs more.
-OTHER_SERVERS := $(addprefix tests/served/test_,entry_points.py bench.py real_model.py tool_calls.py \
-	hidden_states.py)
+# Two processes side by side, each with one thread and about half of the work. With ARGS, what they
+# name in one process. `make test-slow` runs what is left out: what is nearly shown by others, and
+# costs more.
 test: $(BIN)/.installed lint
 ifeq ($(ARGS),)
 	$(SIDE_BY_SIDE) test-servers test-units
@@ -24,11 +23,10 @@ else
 endif
 
 test-servers: $(BIN)/.installed
-	$(PYTEST) -m "not slow" tests/served $(addprefix --ignore ,$(OTHER_SERVERS))
+	$(PYTEST) -m "not slow" tests/served
 
 test-units: $(BIN)/.installed
 	$(PYTEST) -m "not slow" --ignore tests/served
-	$(PYTEST) -m "not slow" $(OTHER_SERVERS)
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow tests

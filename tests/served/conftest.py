@@ -61,6 +61,7 @@ _ORDER = (
     *(
         "routing",
         "own_tokens",
+        "lean_step",
         "acceptance",
         "adaptive",
         "penalties",

@@ -33,7 +33,9 @@ def _answers(url: str, prompts: list[list[int]], tokens: int, **options) -> list
 def test_tokens_of_the_prompt_are_drafted(servers, kind):
     (answer,) = _answers(servers(kind), [PROMPT], len(COMING))
     assert list(answer.ids) == list(COMING)
-    assert acceptance_length([answer]) > 0.9 * (K + 1)
+    # With rejection sampling drafts are drawn, and now and then another one than the best.
+    share = 0.6 if kind == "chains-own-rejection" else 0.9
+    assert acceptance_length([answer]) > share * (K + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,11 +49,12 @@ def test_each_row_of_a_batch_has_its_own(servers, kind):
         PROMPT[:9] + PROMPT[36:],
     ] * 2
     tokens = 9  # behind more of them a list that holds none is left
+    most = 5 if kind == "chains-own-rejection" else 3
     answers = _answers(servers(kind), prompts, tokens)
     for number, (answer, prompt) in enumerate(zip(answers, prompts, strict=True)):
         assert list(answer.ids) == chains.continued(prompt, tokens)
         verifications = answer.meta["spec_verify_ct"]
-        assert verifications >= 7 if number % 5 == 1 else verifications <= 3
+        assert verifications >= 7 if number % 5 == 1 else verifications <= most
 
 
 def test_tokens_of_the_answer_are_drafted_from_when_they_come_back(servers):

@@ -90,7 +90,7 @@ def test_transformers_calls_it_by_its_name():
 
 @pytest.mark.parametrize("option", [{"dropout": 0.1}, {"sliding_window": 128}])
 def test_what_no_head_is_served_with_is_refused(option):
-    attend = SimpleNamespace(attend=lambda *_: pytest.fail("attended"))
+    attend = SimpleNamespace(window=None, attend=lambda *_: pytest.fail("attended"))
     nothing = torch.empty(1, 1, 0, 1)
     with pytest.raises(ValueError, match="no chain attention with"):
         chain_attention(
