@@ -36,11 +36,12 @@ check: $(BIN)/.installed
 	$(SIDE_BY_SIDE) lint check-serving check-others
 
 CHECK := $(PYTEST) -q -m "not slow and not heavy"
+NEAR_SGLANG := $(addprefix tests/,serving kernels contract doctor benchmarks)
 check-serving: $(BIN)/.installed
-	$(CHECK) tests/serving tests/kernels tests/contract
+	$(CHECK) $(NEAR_SGLANG)
 
 check-others: $(BIN)/.installed
-	$(CHECK) --ignore tests/served --ignore tests/serving --ignore tests/kernels --ignore tests/contract
+	$(CHECK) $(addprefix --ignore ,tests/served $(NEAR_SGLANG))
 
 # 10,000 compared requests with aborts; writes benchmarks/results/soak.json.
 soak: $(BIN)/.installed

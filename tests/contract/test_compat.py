@@ -165,6 +165,7 @@ def other_sglang(tmp_path, monkeypatch) -> Callable[..., list[str]]:
     compat._definitions.cache_clear()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("path", "parameters"),
     [

@@ -110,6 +110,7 @@ def test_self_written_turns(run, endpoint, tmp_path, read_lines):
         assert roles == ["user", "assistant", "user"]
 
 
+@pytest.mark.heavy
 def test_prompt_that_is_cut_or_holds_control_tokens_is_replaced(run, endpoint):
     answer = numbered()
     texts = iter(["never ends", "ends <|im_start|> badly"])

@@ -57,6 +57,7 @@ def test_cut_answer_gets_no_stop_token(endpoint):
     assert generation.ids[-1] != 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "reply",
     [
@@ -84,6 +85,7 @@ def test_an_endpoint_that_asks_to_wait_is_waited_for_and_never_left_out(endpoint
     assert said == []
 
 
+@pytest.mark.heavy
 def test_an_endpoint_that_only_says_that_it_is_full_is_not_left_out(endpoint):
     """After four tries a token is asked of it, and it says the same: it lives."""
     endpoint.replies = [(429, {})] * 12

@@ -173,6 +173,7 @@ def test_nothing_of_the_builtin_algorithms_is_missing():
 _HOLDERS = {"spec_algorithm", "spec_algo", "speculative_algorithm"}
 
 
+@pytest.mark.heavy
 def called_on_an_algorithm() -> set[str]:
     """Names of the methods that SGLang calls on `x.spec_algorithm` and the like."""
     names = set()

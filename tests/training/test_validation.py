@@ -36,6 +36,7 @@ def served(target, head, embed, lm_head, prompt: list[int], text: list[int]) -> 
     return found
 
 
+@pytest.mark.heavy
 def agreeing_pair(folder) -> pairs.Pair:
     target = models.target(folder / "target", output_scale=0.02)
     models.agreeing_head(target, folder / "head", noise=0.4)

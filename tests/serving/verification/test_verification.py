@@ -155,6 +155,8 @@ def p_value(tokens: list[int], probs: dict[int, float]) -> float:
     ).pvalue
 
 
+@pytest.mark.heavy
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "settings",
     [
