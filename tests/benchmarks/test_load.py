@@ -71,6 +71,7 @@ def test_a_second_turn_holds_the_first_answer(hold, server):
     assert outcome.records[0].prompt_digest != outcome.records[1].prompt_digest
 
 
+@pytest.mark.heavy
 def test_turns_after_a_failed_one_fail_without_being_asked(hold, server):
     server.first = [(400, {"error": "no"})]
     outcome = hold(task(1, turns=3), Level(concurrency=1))
@@ -80,6 +81,7 @@ def test_turns_after_a_failed_one_fail_without_being_asked(hold, server):
     assert outcome.records[2].error == "an earlier turn of the conversation failed"
 
 
+@pytest.mark.heavy
 def test_a_time_limit_leaves_out_what_has_not_begun(hold, server):
     server.answers = lambda body: [0.5, *pieces.native_answer([1, 2])]
     outcome = hold(task(10), Level(concurrency=2), time_limit=0.9)

@@ -205,11 +205,13 @@ def test_weights_survive_a_load_that_fails_half_way():
     assert_close(model(x), model.reference(weights, x))
 
 
+@pytest.mark.heavy
 def packed_copies() -> int:
     gc.collect()
     return len(PackedLMHeadMethod._packed_by_address)
 
 
+@pytest.mark.heavy
 def test_target_and_draft_share_one_packed_lm_head():
     """As SGLang shares it: the draft's module takes the target's weight over."""
     before = packed_copies()
