@@ -72,18 +72,20 @@ def sample_filtered(
     need_min_p_sampling: bool,
     sampling_seed: Tensor | None,
     positions: Tensor,
-    max_top_k: int | None = None,
+    return_filtered_probs: bool = False,
     **options: Any,
 ) -> Any:
     """SGLang's `top_k_top_p_min_p_sampling_from_probs_torch`, without sorting whole rows.
 
     Of equal probabilities at the edge of what is kept, and among ranks that are hashed with a seed,
-    the lowest ids come first; SGLang's sort has no certain order of these.
+    the lowest ids come first; SGLang's sort has no certain order of these. What was kept is returned
+    by SGLang's own.
     """
-    if options:
+    if return_filtered_probs:
         return stock(
             *(probs, top_ks, top_ps, min_ps, need_min_p_sampling, sampling_seed, positions),
-            **{"max_top_k": max_top_k, **options},
+            return_filtered_probs=True,
+            **options,
         )
     filters = top_ks, top_ps, min_ps if need_min_p_sampling else torch.zeros(len(probs))
     if sampling_seed is None:

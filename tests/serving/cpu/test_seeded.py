@@ -81,13 +81,30 @@ def test_few_logarithms_change_no_token(installed, spread):
     assert torch.equal(ours, theirs.int())
 
 
-def test_rows_without_a_seed_are_sglangs(installed):
+def test_sglangs_sampler_does_not_sort(installed, monkeypatch):
+    """As it calls ours, without a seed."""
+    monkeypatch.setattr(torch.Tensor, "sort", None)
+    monkeypatch.setattr(torch, "topk", None)
     probs = torch.eye(3, 600)
     ones = torch.ones(3)
     tokens = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
-        *(probs, torch.full((3,), 5), ones, 0 * ones, False, None, torch.arange(3)), max_top_k=5
+        *(probs, torch.full((3,), 5), ones, 0 * ones, False, None, torch.arange(3)),
+        return_filtered_probs=False,
+        max_top_k=5,
     )
     assert tokens.tolist() == [0, 1, 2]
+
+
+def test_what_was_kept_comes_from_sglang(installed):
+    probs, ones = torch.tensor([[0.1, 0.6, 0.3]]), torch.ones(1)
+    token, kept, ids, weight = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
+        *(probs, torch.full((1,), 1), ones, 0 * ones, False, None, torch.arange(1)),
+        return_filtered_probs=True,
+        max_top_k=1,
+    )
+    assert (token.tolist(), ids[0, 0].item()) == ([1], 1)
+    assert kept[0].tolist() == pytest.approx([0.6, 0.0, 0.0])
+    assert weight.tolist() == pytest.approx([0.6])
 
 
 def test_it_is_installed_once(installed):
