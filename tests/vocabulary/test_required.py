@@ -32,6 +32,46 @@ def test_special_and_added_tokens(tiny: Target):
     }
 
 
+KEPT_FOR_LATER = [
+    *("<unused0>", "<unused6241>", "[unused99]", "<extra_id_7>", "<|reserved_special_token_247|>"),
+    *("<SPECIAL_20>", "<|placeholder1|>", "<|dummy_12|>", "<|extra_204|>", "[UNUSED_TOKEN_145]"),
+    *(
+        "<reserved_106>",
+        "<|reserved003|>",
+        "<\uff5cplace\u2581holder\u2581no\u25810\uff5c>",
+        ">>UNUSED_0<<",
+    ),
+]
+WRITTEN = [
+    *("<h1>", "<|im_end|>", "</think>", "[multimodal]", "\n\n", "<start_of_turn>", "<|0.00|>"),
+    *("<loc0001>", "unused7", "<unused>", "<|extra_info|>", "<special2go>"),
+]
+
+
+def with_added(target: Target, names: list[str], **fields) -> Target:
+    """The target with more added tokens; ids from 800 on."""
+    more = {800 + place: name.encode() for place, name in enumerate(names)}
+    made = replace(target, vocab_size=900, added_ids=target.added_ids | more.keys(), **fields)
+    tokens = [*target.token_bytes, *[None] * (900 - len(target.token_bytes))]
+    made.__dict__["token_bytes"] = [more.get(index, token) for index, token in enumerate(tokens)]
+    return made
+
+
+def test_tokens_that_are_kept_for_later_are_left_out(tiny: Target):
+    target = with_added(tiny, [*KEPT_FOR_LATER, *WRITTEN])
+    written = {name.encode() for name in WRITTEN}
+    assert tokens(target, "special") == tokens(tiny, "special") | written
+    # Whatever else needs them not.
+    every = set().union(*required_ids(target).values())
+    assert not every & set(range(800, 800 + len(KEPT_FOR_LATER)))
+
+
+def test_a_token_that_got_a_meaning_is_kept(tiny: Target):
+    """A stop token of the model's, whatever its name."""
+    target = with_added(tiny, KEPT_FOR_LATER, generation_config={"eos_token_id": [2, 801]})
+    assert 801 in required_ids(target)["stop"]
+
+
 def test_every_single_byte(tiny: Target):
     assert tokens(tiny, "bytes") == {bytes([byte]) for byte in range(256)}
 
@@ -96,7 +136,9 @@ def test_ids_beyond_the_model_are_left_out(tiny: Target):
 def test_a_real_multilingual_tokenizer(tekken: Target):
     classes = required_ids(tekken)
     assert len(classes["bytes"]) == 256
-    assert classes["special"] == set(range(1000))
+    # The other 9xx of its 1,000 are <SPECIAL_20> and so on.
+    assert {b"<s>", b"</s>", b"[INST]", b"[TOOL_CALLS]"} <= tokens(tekken, "special")
+    assert len(classes["special"]) < 50
     assert {b"%d" % digit for digit in range(10)} <= tokens(tekken, "digits")
     assert "٣".encode() in tokens(tekken, "digits")
     assert len(classes["whitespace"]) > 100
