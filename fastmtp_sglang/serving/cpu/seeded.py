@@ -78,8 +78,8 @@ def sample_filtered(
     """SGLang's `top_k_top_p_min_p_sampling_from_probs_torch`, without sorting whole rows.
 
     Of equal probabilities at the edge of what is kept, and among ranks that are hashed with a seed,
-    the lowest ids come first; SGLang's sort has no certain order of these. What was kept is returned
-    by SGLang's own.
+    the lowest ids come first; SGLang's sort has no certain order of these. Where what was kept is
+    to be returned as well, SGLang's own does all.
     """
     if return_filtered_probs:
         return stock(
