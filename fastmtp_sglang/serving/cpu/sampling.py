@@ -4,6 +4,8 @@ whole rows are sorted.
 Shapes: bs requests, n = K + 1 rows each, V vocabulary entries. Probabilities are float32.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,14 +36,7 @@ def keep_largest(
     """
     probs = probs.contiguous()
     kept = torch.empty_like(probs)
-    limits = _limits(len(probs), top_ks, top_ps, min_ps)
-    engine().run(
-        len(probs),
-        filtering.keep.address,
-        *(probs.data_ptr(), probs.shape[1], *(limit.data_ptr() for limit in limits)),
-        kept.data_ptr(),
-        parts_a_row=1,
-    )
+    _run(filtering.keep, probs, *_limits(len(probs), top_ks, top_ps, min_ps), kept)
     return kept
 
 
@@ -65,14 +60,8 @@ def sample_from(probs: Tensor, coins: Tensor) -> Tensor:
     Returns:
         int64 [rows]; never an index of probability 0.
     """
-    probs, coins = probs.contiguous(), coins.contiguous()
     drawn = torch.empty(len(probs), dtype=torch.int64)
-    engine().run(
-        len(probs),
-        draws.draw.address,
-        *(probs.data_ptr(), probs.shape[1], coins.data_ptr(), drawn.data_ptr()),
-        parts_a_row=1,
-    )
+    _run(draws.draw, probs.contiguous(), coins.contiguous(), drawn)
     return drawn
 
 
@@ -80,7 +69,7 @@ def sample_seeded(
     probs: Tensor,
     seeds: Tensor,
     positions: Tensor,
-    filters: tuple[Tensor, Tensor, Tensor] | None = None,
+    filters: tuple[Tensor, Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     """Draw one index per row as SGLang's `multinomial_with_seed` does; a row's depends on it alone.
 
@@ -94,18 +83,22 @@ def sample_seeded(
     Returns:
         int64 [rows].
     """
-    probs = probs.contiguous()
-    seeds, positions = seeds.long().contiguous(), positions.long().contiguous()
     limits = _limits(len(probs), *(filters or (None, None, None)))
+    given = *limits, seeds.long().contiguous(), positions.long().contiguous()
     drawn = torch.empty(len(probs), dtype=torch.int64)
+    _run(draws.draw_seeded, probs.contiguous(), *given, drawn, int(filters is not None))
+    return drawn
+
+
+def _run(operator: Any, probs: Tensor, *fields: Tensor | int) -> None:
+    """Compute an operator over contiguous rows of probabilities; tensors are given by address."""
     engine().run(
         len(probs),
-        draws.draw_seeded.address,
-        *(probs.data_ptr(), probs.shape[1], *(limit.data_ptr() for limit in limits)),
-        *(seeds.data_ptr(), positions.data_ptr(), drawn.data_ptr(), int(filters is not None)),
+        operator.address,
+        *(probs.data_ptr(), probs.shape[1]),
+        *(field if isinstance(field, int) else field.data_ptr() for field in fields),
         parts_a_row=1,
     )
-    return drawn
 
 
 def _limits(

@@ -87,7 +87,7 @@ def sample_filtered(
             return_filtered_probs=True,
             **options,
         )
-    filters = top_ks, top_ps, min_ps if need_min_p_sampling else torch.zeros(len(probs))
+    filters = top_ks, top_ps, min_ps if need_min_p_sampling else None
     if sampling_seed is None:
         return sample(sampling.keep_largest(probs, *filters))
     return sampling.sample_seeded(probs, sampling_seed, positions, filters).int()

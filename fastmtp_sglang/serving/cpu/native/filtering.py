@@ -11,6 +11,7 @@ from numba import njit
 from fastmtp_sglang.serving.cpu.native.compiled import operator
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
+from fastmtp_sglang.serving.cpu.native.vectors import largest
 
 # Three digits of 31 bits: where each begins, and how many values the first one has.
 _SHIFTS, _VALUES = (20, 10, 0), 2048
@@ -72,11 +73,7 @@ def edge_of(op, r, row, width):
     k, p = integers(op[3] + r * 8, 1)[0], floats(op[4] + r * 4, 1)[0]
     least = floats(op[5] + r * 4, 1)[0]
     if least > _ZERO:
-        numbers = floats(row, width)
-        greatest = _ZERO
-        for i in range(width):
-            greatest = max(greatest, numbers[i])
-        least *= greatest
+        least *= largest(row, width)
     return edge(row, width, k, p, least)
 
 
