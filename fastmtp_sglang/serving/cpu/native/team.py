@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 
 import numpy as np
 from numba import njit, types
@@ -140,24 +141,36 @@ def _serve(control, worker):
 
 
 class Team:
-    """A number of threads, the caller's among them, that compute lists of operators together."""
+    """A number of threads, the caller's among them, that compute lists of operators together.
+
+    They end with the team's last reference.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._memory = np.zeros(_CONTROL_BYTES // 8, dtype=np.int64)
         self._control = self._memory.ctypes.data
         self._memory[_WORKERS // 8] = workers
-        self._counters = np.zeros((64, 2), dtype=np.int64)
-        self._memory[_COUNTERS // 8] = self._counters.ctypes.data
-        self._former: list[np.ndarray] = []
+        # A thread holds what it looks at, whoever else has let go of it.
+        self._held = [self._memory]
+        self._room_for(64)
         self._lock = threading.Lock()
         ctypes.CDLL(None).sem_init(ctypes.c_void_p(self._control + _SEMAPHORE), 0, 0)
         self._threads = [
-            threading.Thread(target=_serve, args=(self._control, worker), daemon=True)
+            threading.Thread(target=_live, args=(self._held, worker), daemon=True)
             for worker in range(1, workers)
         ]
         for thread in self._threads:
             thread.start()
+        self._dismiss = weakref.finalize(self, _dismiss, self._memory)
+        # At the end of the process there is nothing left to end.
+        self._dismiss.atexit = False
+
+    def _room_for(self, count: int) -> None:
+        """Counters of so many operators; a thread that comes late may still look at former ones."""
+        self._counters = np.zeros((count, 2), dtype=np.int64)
+        self._held.append(self._counters)
+        self._memory[_COUNTERS // 8] = self._counters.ctypes.data
 
     def compute(self, ops: int, count: int, given: int) -> None:
         """Compute operators one after the other.
@@ -170,17 +183,24 @@ class Team:
         with self._lock:
             memory = self._memory
             if count > len(self._counters):
-                # A thread that comes late may still look at the former ones.
-                self._former.append(self._counters)
-                self._counters = np.zeros((2 * count, 2), dtype=np.int64)
-                memory[_COUNTERS // 8] = self._counters.ctypes.data
+                self._room_for(2 * count)
             memory[_OPS // 8], memory[_COUNT // 8], memory[_PASS // 8] = ops, count, given
             _serve(self._control, 0)
 
     def stop(self) -> None:
         """End the team's threads."""
         with self._lock:
-            self._memory[_STOP // 8] = 1
-            _serve(self._control, 0)
+            self._dismiss()
         for thread in self._threads:
             thread.join()
+
+
+def _live(held: list[np.ndarray], worker: int) -> None:
+    """The life of a thread of the team; the first of what it holds is the shared memory."""
+    _serve(held[0].ctypes.data, worker)
+
+
+def _dismiss(memory: np.ndarray) -> None:
+    """Let the threads of this memory end."""
+    memory[_STOP // 8], memory[_COUNT // 8] = 1, 0
+    _serve(memory.ctypes.data, 0)

@@ -3,6 +3,7 @@
 Alone: pytest tests/serving/cpu/native/test_team.py
 """
 
+import gc
 import threading
 import time
 
@@ -109,4 +110,18 @@ def test_stopping_ends_the_threads():
     engine.product(x, packed)
     assert threading.active_count() == before + 3
     engine._team.stop()
+    assert threading.active_count() == before
+
+
+def test_a_teams_threads_end_with_it():
+    """They had looked at its memory for ever, which others were given."""
+    before = threading.active_count()
+    engine = Engine(4)
+    x, packed = product()
+    engine.product(x, packed)
+    threads = engine._team._threads
+    del engine
+    gc.collect()
+    for thread in threads:
+        thread.join(timeout=60)
     assert threading.active_count() == before
