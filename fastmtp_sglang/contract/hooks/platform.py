@@ -8,6 +8,7 @@ _POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
 _DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
 _ATTENTION = "sglang.srt.layers.attention"
+_GEMMA = "sglang.srt.models.gemma3_causal"
 _SAMPLER_ARGS = (
     "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
     "retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs "
@@ -132,12 +133,32 @@ HOOKS: tuple[Hook, ...] = (
         "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
         "positions query key offsets fused_set_kv_buffer_arg",
     ),
+    Hook("override", "sglang.srt.models.utils:_reshape_for_qk_norm", "x head_dim"),
+    # Gemma 3's layers by native operators.
+    *(
+        Hook(
+            kind,
+            f"{_GEMMA}:Gemma3Attention.{name}",
+            "positions hidden_states position_embeddings forward_batch",
+        )
+        for kind, name in (("override", "forward"), ("call", "forward_cpu"))
+    ),
+    Hook("override", f"{_GEMMA}:Gemma3TextScaledWordEmbedding.forward", "input_ids"),
+    Hook("read", f"{_GEMMA}:Gemma3TextModel"),
+    Hook(
+        "call",
+        "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding._compute_inv_freq",
+        "base",
+    ),
     # Steps of ordinary batches.
     Hook("override", f"{_POOL}:MHATokenToKVPool._create_buffers", ""),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.init_cuda_graphs", ""),
     *(
         Hook("read", f"sglang.srt.models.{model}.forward", "input_ids positions forward_batch")
-        for model in ("llama:LlamaForCausalLM", "qwen2:Qwen2ForCausalLM")
+        for model in (
+            *("llama:LlamaForCausalLM", "qwen2:Qwen2ForCausalLM", "qwen3:Qwen3ForCausalLM"),
+            "gemma3_causal:Gemma3ForCausalLM",
+        )
     ),
     *(
         Hook("call", f"sglang.srt.{name}")

@@ -28,6 +28,8 @@ _COPY = "_fastmtp_float32"
 
 def register(platform_key: str) -> None:
     """Offer the operators to SGLang for the platform of this dispatch key."""
+    from sglang.srt.models import utils
+
     for layer, forward in (
         (RMSNorm, rms_norm),
         (GemmaRMSNorm, gemma_norm),
@@ -38,6 +40,7 @@ def register(platform_key: str) -> None:
         (Llama3RotaryEmbedding, rotate),
     ):
         BaseFusedOp.register_oot_forward(layer, forward, platform_key)
+    utils._reshape_for_qk_norm = heads
 
 
 def rms_norm(
@@ -79,6 +82,14 @@ def gemma_norm(
     return out if residual is None else (out, residual)
 
 
+def heads(x: Tensor, head_dim: int) -> Tensor:
+    """[N, heads, size] of a part [N, heads * size] of a projection, for the norms of Qwen3's heads.
+
+    The operator reads heads where they lie; SGLang copies them side by side.
+    """
+    return x.unflatten(-1, (-1, head_dim))
+
+
 def silu_and_mul(op: SiluAndMul, x: Tensor) -> Tensor:
     """silu(left half) * right half."""
     return engine().gate(x, "silu") if _plain(x) else op.forward_native(x)
@@ -97,12 +108,14 @@ def rotate(
     offsets: Tensor | None = None,
     fused_set_kv_buffer_arg: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rotary positions of `query` [N, heads * size] and `key` [N, key heads * size], in place."""
+    """Rotary positions of `query` and `key`, in place.
+
+    Both are [N, heads * size] or [N, heads, size], each with its own number of heads.
+    """
+    by_head = [_by_head(heads, op.head_size) for heads in (query, key)]
     known = (
         op.is_neox_style
         and not hasattr(op, "sin_cos_cache")
-        and query.dim() == key.dim() == 2
-        and query.stride(1) == key.stride(1) == 1
         and positions.dim() == 1
         and positions.dtype == torch.int64
         and query.dtype == key.dtype
@@ -110,11 +123,9 @@ def rotate(
         and offsets is None
         and fused_set_kv_buffer_arg is None
     )
-    if not known:
+    if not known or by_head[0] is None or by_head[1] is None:
         return op.forward_native(positions, query, key, offsets, fused_set_kv_buffer_arg)
-    angles = _float32(op, op.cos_sin_cache, 0.0)
-    by_head = [t.unflatten(1, (-1, op.head_size)) for t in (query, key)]
-    engine().rotate(positions, by_head[0], by_head[1], angles)
+    engine().rotate(positions, by_head[0], by_head[1], _float32(op, op.cos_sin_cache, 0.0))
     return query, key
 
 
@@ -141,6 +152,13 @@ def _plain(x: Tensor, residual: Tensor | None = None) -> bool:
     return residual is None or (
         residual.dtype == x.dtype and residual.shape == x.shape and residual.is_contiguous()
     )
+
+
+def _by_head(x: Tensor, size: int) -> Tensor | None:
+    """x as [N, heads, size], None where its heads do not lie side by side."""
+    if x.dim() == 2:
+        return x.unflatten(1, (-1, size)) if x.stride(1) == 1 else None
+    return x if x.dim() == 3 and x.shape[2] == size and x.stride()[1:] == (size, 1) else None
 
 
 def _float32(op: torch.nn.Module, tensor: Tensor, plus: float) -> Tensor:

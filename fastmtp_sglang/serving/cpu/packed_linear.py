@@ -105,10 +105,10 @@ class NativeEmbeddingMethod(UnquantizedEmbeddingMethod):
         return look_up(layer, input_)
 
 
-def look_up(layer: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """The embeddings of token ids of any shape and integer dtype."""
+def look_up(layer: torch.nn.Module, ids: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    """The embeddings of token ids of any shape and integer dtype, times a factor."""
     flat = ids.flatten().to(torch.int64)
-    return engine().embed(flat, layer.weight.data).view(*ids.shape, -1)
+    return engine().embed(flat, layer.weight.data, factor).view(*ids.shape, -1)
 
 
 def pack_model(model: torch.nn.Module) -> None:

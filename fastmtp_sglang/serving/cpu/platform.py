@@ -126,7 +126,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """
         from sglang.srt.runtime_context import get_exec
 
-        from fastmtp_sglang.serving.cpu import fused, replay, seeded
+        from fastmtp_sglang.serving.cpu import fused, gemma, replay, seeded
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
         from fastmtp_sglang.serving.verification import seeds
 
@@ -135,6 +135,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         seeded.install(deterministic=get_exec().deterministic.enable_deterministic_inference)
         seeds.install()
         pack_model(model)
+        gemma.install(model)
         replay.install(model)
 
     def shorten_draft(self, runner: Any) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sglang.kernels import fused_op
 from sglang.kernels.fused_op import BaseFusedOp
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
 from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.rope_variant import Llama3RotaryEmbedding
+from sglang.srt.models import utils as models_utils
 
 from fastmtp_sglang.serving.cpu import fused
 
@@ -64,6 +66,8 @@ def forwards(monkeypatch) -> dict[type, Callable]:
     """What `register` offers, by layer."""
     registry: dict[str, dict[type, Callable]] = {}
     monkeypatch.setattr(BaseFusedOp, "_oot_forward_registry", registry)
+    # Set anew below.
+    monkeypatch.setattr(models_utils, "_reshape_for_qk_norm", models_utils._reshape_for_qk_norm)
     fused.register("here")
     return registry["here"]
 
@@ -125,6 +129,34 @@ def test_rotary_positions(forwards, name, dtype):
     assert got[0].data_ptr() == query.data_ptr()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ROPES)
+def test_rotary_positions_of_separate_heads(forwards, name, dtype):
+    """As Gemma 3 has them after the norms of its heads."""
+    op, positions = ROPES[name](), torch.arange(8)
+    flat = forwards[type(op)](op, positions, *(t.clone() for t in query_and_key(dtype)))
+    heads = [t.clone().unflatten(1, (-1, SIZE)) for t in query_and_key(dtype)]
+    for actual, expected in zip(forwards[type(op)](op, positions, *heads), flat, strict=True):
+        assert torch.equal(actual.flatten(1), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_norms_of_heads_where_they_lie(forwards, monkeypatch, dtype):
+    """As Qwen3 has them; the bits are those of heads that SGLang has copied side by side."""
+    monkeypatch.setattr(fused_op, "_oot_dispatch_key", lambda: "here")
+    norms = [RMSNorm(SIZE, eps=1e-6).to(dtype) for _ in range(2)]
+    for seed, norm in enumerate(norms):
+        norm.weight.data = random(SIZE, seed=12 + seed, dtype=dtype)
+    assert models_utils._reshape_for_qk_norm is fused.heads
+    got = models_utils.apply_qk_norm(*query_and_key(dtype), *norms, SIZE)
+    copied = lambda x, size: x.reshape(-1, size)  # noqa: E731
+    monkeypatch.setattr(models_utils, "_reshape_for_qk_norm", copied)
+    expected = models_utils.apply_qk_norm(*query_and_key(dtype), *norms, SIZE)
+    for actual, theirs in zip(got, expected, strict=True):
+        assert torch.equal(actual, theirs)
+
+
 class ForwardNative(Exception):
     """SGLang's reference was asked."""
 
@@ -182,10 +214,13 @@ def test_gates_that_the_operator_does_not_know_are_sglangs(forwards, asked, name
         {"positions": torch.arange(8, dtype=torch.int32)},
         {"offsets": torch.zeros(8, dtype=torch.int64)},
         {"query": torch.ones(8, HEADS * SIZE, dtype=torch.bfloat16)},
-        {"query": torch.ones(8, HEADS, SIZE)},
+        {"query": torch.ones(8, HEADS, 2 * SIZE)[:, :, :SIZE]},
         {"query": torch.ones(8, 2 * HEADS * SIZE)[:, ::2]},
     ],
-    ids=["interleaved", "three positions", "int32", "offsets", "dtypes", "3-D", "columns apart"],
+    ids=[
+        *("interleaved", "three positions", "int32", "offsets", "dtypes"),
+        *("heads apart", "columns apart"),
+    ],
 )
 def test_rotations_that_the_operator_does_not_know_are_sglangs(forwards, asked, change):
     arguments = {

@@ -322,17 +322,20 @@ class Engine:
         )
         return out
 
-    def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        """The rows of `table` [entries, width] that int64 ids [N] name."""
-        out = self.new(len(ids), table.shape[1], table.dtype)
+    def embed(self, ids: Tensor, table: Tensor, factor: float = 1.0) -> Tensor:
+        """The rows of `table` [entries, width] that int64 ids [N] name, times a factor."""
+        width = table.shape[1]
+        out = self.new(len(ids), width, table.dtype)
+        self.reserve(width * 4)
         self.run(
             len(ids),
             by_row.embed.address,
             table.data_ptr(),
-            table.shape[1],
+            width,
             out.data_ptr(),
-            table.shape[1],
+            width,
             int(table.dtype == torch.bfloat16),
+            _bits(factor),
             parts_a_row=1,
             ids=ids,
         )

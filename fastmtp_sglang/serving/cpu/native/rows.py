@@ -197,14 +197,21 @@ def join(op, rows, given, scratch, start, stop):
 
 @operator
 def embed(op, rows, given, scratch, start, stop):
-    """The table's row of each token id.
+    """The table's row of each token id, multiplied.
 
-    Fields: table, its width, out, its stride, bf16.
+    Fields: table, its width, out, its stride, bf16, the bits of the factor.
     """
     op, ids = integers(op, FIELDS), integers(given, PASS_FIELDS)[IDS]
-    width, size = op[2], 2 if op[5] else 4
-    tokens = integers(ids, rows)
+    width, bf16, factor = op[2], op[5], float_of_bits(op[6])
+    size = 2 if bf16 else 4
+    tokens, values = integers(ids, rows), floats(scratch, width)
     for row in range(start, stop):
         source = op[1] + tokens[row] * width * size
         target = op[3] + row * op[4] * size
-        _store(source, target, width, op[5], op[5])
+        if factor == _ONE:
+            _store(source, target, width, bf16, bf16)
+        else:
+            read_row(source, scratch, width, bf16)
+            for i in range(width):
+                values[i] *= factor
+            write_row(scratch, target, width, bf16)

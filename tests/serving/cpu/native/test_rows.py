@@ -130,6 +130,13 @@ def test_look_up(engine, dtype):
     assert torch.equal(engine.embed(ids, table), table[ids])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_look_up_and_multiply(engine, dtype):
+    """As torch multiplies by a number: in float32, rounded once."""
+    table, ids = random(20, 640, seed=8, dtype=dtype), torch.tensor([19, 0, 7, 7])
+    assert torch.equal(engine.embed(ids, table, 640**0.5), table[ids] * 640**0.5)
+
+
 def test_widening_is_exact(engine):
     x = random(5, 33, seed=9, dtype=torch.bfloat16)
     assert torch.equal(engine.widen(x), x.float())
