@@ -18,6 +18,7 @@ from fake_endpoint import read_lines
 from warm_python import WarmPython
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.head.config import GEMMA
 from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.servers.server_process import ServerProcess, launch_prefix
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME
@@ -100,6 +101,8 @@ class Checkpoints:
     chains: Path
     chains_head: Path
     reversed_chains: Path
+    qwen3: Path
+    gemma: Path
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +123,14 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
     chains.routed(chained).save(beside_head)
     chains.english_only(chained).save(root / "english-only.safetensors")
     chains.routed(chained, own_tokens=64).save(root / "own.safetensors")
+    # Other families: heads that draft well, from a list that lacks an eighth of all tokens.
+    others = {}
+    for family in ("qwen3", GEMMA):
+        others[family] = models.target(root / family, family, output_scale=0.01)
+        models.agreeing_head(others[family], root / f"{family}-head")
+        vocabulary = root / f"{family}-head" / FILE_NAME
+        vocabulary.parent.mkdir()
+        chains.nearly_all(others[family]).save(vocabulary)
     return Checkpoints(
         smollm2=SMOLLM2.checkpoint(),
         smollm2_head=head.path,
@@ -129,6 +140,8 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
         chains=chained,
         chains_head=root / "chains-head",
         reversed_chains=models.chain_target(root / "reversed-chains", chains.PREDECESSOR),
+        qwen3=others["qwen3"],
+        gemma=others[GEMMA],
     )
 
 
@@ -275,6 +288,18 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "chains-own-rejection": (
             checkpoints.chains,
             (*own, "--speculative-use-rejection-sampling"),
+        ),
+        "qwen3-listed": (
+            checkpoints.qwen3,
+            (*speculate, draft, f"{checkpoints.qwen3}-head"),
+        ),
+        "gemma-listed": (
+            checkpoints.gemma,
+            (*speculate, draft, f"{checkpoints.gemma}-head"),
+        ),
+        "gemma-listed-tree": (
+            checkpoints.gemma,
+            (*speculate, draft, f"{checkpoints.gemma}-head", *_tree(3, 2, 8)),
         ),
         "mimo-nextn": (
             checkpoints.mimo,

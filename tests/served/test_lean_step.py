@@ -2,7 +2,7 @@
 give the same tokens, and the same drafts accepted.
 
 Log-probabilities are what makes a batch take SGLang's way here.
-Run alone: pytest tests/served/test_lean_step.py (starts three servers; slow: SmolLM2)
+Run alone: pytest tests/served/test_lean_step.py (starts six servers; slow: SmolLM2)
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +40,9 @@ def answer(url: str, prompt: str | list[int], sampling: dict, with_logprobs: boo
         "chains-routed",
         "chains-tree",
         "chains-own",
+        "qwen3-listed",
+        "gemma-listed",
+        "gemma-listed-tree",
         pytest.param("smollm2-fastmtp", marks=pytest.mark.slow),
         pytest.param("smollm2-tree", marks=pytest.mark.slow),
     ],
@@ -62,9 +65,17 @@ def test_both_ways_say_the_same(servers, kind):
 
 def test_they_are_ways_of_one_server(servers):
     """The log says where the short way is open."""
-    for kind in ("chains-routed", "chains-tree"):
+    kinds = ("chains-routed", "chains-tree", "qwen3-listed", "gemma-listed")
+    for kind in kinds:
         servers(kind)
-    logs = {path.stem: path.read_text() for path in servers.logs.glob("chains-*.log")}
-    assert {"chains-routed", "chains-tree"} <= logs.keys()
-    line = "Ordinary batches are decoded by sweeps of recorded passes"
-    assert all(line in logs[kind] for kind in ("chains-routed", "chains-tree"))
+        log = (servers.logs / f"{kind}.log").read_text()
+        assert "Ordinary batches are decoded by sweeps of recorded passes" in log, kind
+
+
+@pytest.mark.parametrize("kind", ["qwen3-listed", "gemma-listed"])
+def test_target_and_head_are_recorded(servers, kind):
+    """In each mode that a request goes through; nothing runs operator by operator."""
+    answer(servers(kind), "The sea", SAMPLINGS[0], False)
+    log = (servers.logs / f"{kind}.log").read_text()
+    assert log.count("The model's layers are recorded") >= 4
+    assert "run one by one" not in log

@@ -20,8 +20,10 @@ from sglang.srt.layers.dp_attention import is_dp_attention_enabled
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
+from sglang.srt.models.gemma3_causal import Gemma3ForCausalLM
 from sglang.srt.models.llama import LlamaForCausalLM
 from sglang.srt.models.qwen2 import Qwen2ForCausalLM
+from sglang.srt.models.qwen3 import Qwen3ForCausalLM
 from sglang.srt.runtime_context import get_lora, get_parallel
 from sglang.srt.speculative import eagle_worker_common
 from sglang.srt.speculative.eagle_info import EagleDraftInput, EagleVerifyInput
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Those whose `forward` is their body and their logits processor, and nothing in between.
-_BODY_AND_LOGITS = (LlamaForCausalLM, Qwen2ForCausalLM)
+_BODY_AND_LOGITS = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma3ForCausalLM)
 
 
 class LeanStep:
@@ -74,6 +76,8 @@ class LeanStep:
             and target.watermark_state is None
             and _is_plain(model.logits_processor)
             and isinstance(model.lm_head.quant_method, PackedLMHeadMethod)
+            # SGLang scores Gemma's hidden states with its embedding, whatever its lm_head is.
+            and (type(model) is not Gemma3ForCausalLM or model.lm_head is model.model.embed_tokens)
         )
 
     def suits(self, batch: ScheduleBatch) -> bool:

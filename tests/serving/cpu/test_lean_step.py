@@ -10,8 +10,10 @@ import pytest
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.models.gemma3_causal import Gemma3ForCausalLM
 from sglang.srt.models.llama import LlamaForCausalLM
 from sglang.srt.models.qwen2 import Qwen2ForCausalLM
+from sglang.srt.models.qwen3 import Qwen3ForCausalLM
 
 from fastmtp_sglang.serving.cpu import lean_step, tree
 from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend
@@ -74,10 +76,12 @@ def parts(machine):
     )
 
 
-def possible(parts) -> bool:
+def possible(parts, *, tied: bool = True) -> bool:
     model = module(parts.model)
     model.logits_processor = module(parts.processor, **parts.logits)
     model.lm_head = module(torch.nn.Module, quant_method=parts.lm_head)
+    embedding = model.lm_head if tied else module(torch.nn.Module)
+    model.model = module(torch.nn.Module, embed_tokens=embedding)
     target = SimpleNamespace(
         model=model,
         attn_backend=object.__new__(parts.attention),
@@ -86,10 +90,14 @@ def possible(parts) -> bool:
     return LeanStep.possible(target, SimpleNamespace(model=module(parts.head)), parts.draft_head)
 
 
-@pytest.mark.parametrize("model", [LlamaForCausalLM, Qwen2ForCausalLM])
+@pytest.mark.parametrize(
+    "model", [LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma3ForCausalLM]
+)
 def test_plain_servers_are_taken(parts, model):
     parts.model = model
     assert possible(parts)
+    # Gemma's embedding makes its logits.
+    assert possible(parts, tied=False) == (model is not Gemma3ForCausalLM)
 
 
 @pytest.mark.parametrize(
