@@ -138,13 +138,18 @@ class Machine:
             return forward(ids, positions, batch, *inputs)
 
 
+def machine_of(made: torch.nn.Module, dtype: torch.dtype) -> Machine:
+    """One for the model's life: what has been recorded names its caches."""
+    return made.__dict__.setdefault("machine", Machine(dtype))
+
+
 def outputs(made: Model, dtype: torch.dtype) -> list[torch.Tensor]:
-    machine = Machine(dtype)
+    machine = machine_of(made, dtype)
     return [machine.run(made.model, *each) for each in PASSES]
 
 
 def drafted(made: FastMTPHead, dtype: torch.dtype) -> list[torch.Tensor]:
-    machine, source = Machine(dtype), torch.Generator().manual_seed(models.SEED)
+    machine, source = machine_of(made, dtype), torch.Generator().manual_seed(models.SEED)
     width = made.config.hidden_size
     return [
         machine.run(
