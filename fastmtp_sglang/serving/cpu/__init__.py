@@ -6,8 +6,10 @@ answers None, "not mine", whenever anybody else could serve the machine.
 """
 
 import logging
+import multiprocessing
 import os
 from importlib.metadata import entry_points
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,18 @@ def activate() -> str | None:
     # OpenMP reads it when it is loaded, so it reaches SGLang's scheduler, not this process.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if multiprocessing.parent_process() is None:
+        _compile_ahead()
     return PLATFORM_CLASS
+
+
+def _compile_ahead() -> None:
+    """Let what is compiled be compiled beside SGLang's imports, which keep one core busy."""
+    from fastmtp_sglang.serving.cpu.native.ahead import compile_ahead
+    from fastmtp_sglang.serving.cpu.native.compiled import cache_folder
+
+    if (folder := cache_folder()) is not None:
+        compile_ahead(Path(folder))
 
 
 def _claimed_by_another_plugin() -> bool:

@@ -51,9 +51,6 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         # needs.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = ATTENTION_BACKEND
-        from fastmtp_sglang.serving.cpu.native.compiled import compile_ahead
-
-        compile_ahead()
         http_app.prepare(server_args.tokenizer_worker_num)
         guards.install_in_tokenizer_manager()
 

@@ -8,10 +8,9 @@ in that order too; what only others see has the weight 0 (and must be finite).
 """
 
 import numpy as np
-from numba import njit
 
 from fastmtp_sglang.serving.cpu.native import vectors
-from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
 from fastmtp_sglang.serving.cpu.native.emitter import (
     LANES,
     MULTIPLIES_PAIRS,
@@ -54,7 +53,7 @@ def scratch_bytes(longest: int, heads: int, key_heads: int, size: int, value_siz
     return 4 * (fixed + keys * (queries + 2)) + 64
 
 
-@njit(error_model="numpy")
+@helper
 def _weighted(weights, stride, number, slots, n, base, step, out, size, bf16):
     """out[q, :size] = sum of weights[q, t] * row of slots[t], some registers at a time."""
     done = 0
@@ -81,7 +80,7 @@ def _weighted(weights, stride, number, slots, n, base, step, out, size, bf16):
             done += 1
 
 
-@njit(error_model="numpy")
+@helper
 def _ones(bits):
     """How many bits are set."""
     count = 0
@@ -91,13 +90,13 @@ def _ones(bits):
     return count
 
 
-@njit(error_model="numpy")
+@helper
 def _start(prefix, bits, window):
     """The first position that a row sees: a window of w shows w positions behind its own."""
     return max(0, prefix + _ones(bits) - 1 - window) if window >= 0 else 0
 
 
-@njit(error_model="numpy")
+@helper
 def _list_slots(seen, rows, window, listed):
     """Fill in the cache slots that some of the rows see, in the order of their positions.
 
@@ -128,7 +127,7 @@ def _list_slots(seen, rows, window, listed):
     return first, end, behind, n
 
 
-@njit(error_model="numpy")
+@helper
 def _total(values, n):
     """The sum of values[:n], in an order that n alone decides."""
     a = b = c = d = _ZERO
@@ -143,7 +142,7 @@ def _total(values, n):
     return (a + b) + (c + d)
 
 
-@njit(error_model="numpy")
+@helper
 def _softmax(scores_at, prefix, bits, window, first, end, behind, n, scale, places, kept):
     """Turn the scores of n listed keys into a row's weights, 0 where it sees none.
 
@@ -186,7 +185,7 @@ def _softmax(scores_at, prefix, bits, window, first, end, behind, n, scale, plac
     return _ONE / total
 
 
-@njit(error_model="numpy")
+@helper
 def _copy(source, target, size):
     """Copy bfloat16, an even number of them."""
     given, copied = small_integers(source, size // 2), small_integers(target, size // 2)

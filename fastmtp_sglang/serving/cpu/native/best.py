@@ -1,9 +1,8 @@
 """The best few of many scores, and the logarithm of the sum of their exponentials."""
 
 import numpy as np
-from numba import njit
 
-from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
 from fastmtp_sglang.serving.cpu.native.exponential import exp
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
@@ -12,7 +11,7 @@ _LOWEST = np.float32(-np.inf)
 _ZERO = np.float32(0.0)
 
 
-@njit(error_model="numpy")
+@helper
 def _log_sum(scores, width, largest):
     """log of the sum of exp(scores), four sums side by side."""
     if largest == np.inf:
@@ -29,7 +28,7 @@ def _log_sum(scores, width, largest):
     return largest + np.log((a + b) + (c + d))
 
 
-@njit(error_model="numpy")
+@helper
 def _weight(score, largest):
     return exp(score - largest) if score > _LOWEST else _ZERO
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -21,9 +19,7 @@ import numba
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.files.cache import directory as cache_directory
-
-# The file that says that the cache holds everything.
-_COMPLETE = "complete"
+from fastmtp_sglang.serving.cpu.native import ahead
 
 
 def operator(function: Callable[..., None]) -> Any:
@@ -40,9 +36,16 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return _cached(functools.partial(numba.njit, nogil=True), [signature])
 
 
+def helper(function: Callable[..., Any]) -> Any:
+    """Compile a function that only operators call: without wrappers, which take as long."""
+    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
 def _cached(compiler: Any, signature: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         folder = cache_folder()
+        if folder is not None:
+            ahead.wait(Path(folder))
         # numba asks for the directory while a function is decorated; other people's functions keep
         # theirs.
         before = numba.config.CACHE_DIR
@@ -54,30 +57,6 @@ def _cached(compiler: Any, signature: Any) -> Callable[[Callable[..., Any]], Any
             numba.config.CACHE_DIR = before
 
     return decorate
-
-
-def compile_ahead() -> None:
-    """Compile in a process of its own what the cache lacks, while SGLang starts.
-
-    Called by the process that starts the others; the one that computes finds the code there, or
-    compiles it itself where nothing can be kept.
-    """
-    folder = cache_folder()
-    if folder is None or (Path(folder) / _COMPLETE).exists():
-        return
-    program = (
-        f"from {__package__} import compiled, draws, engine, moves, own_tokens, routes, trees\n"
-        "compiled.mark_complete()"
-    )
-    command = [sys.executable, "-c", program]
-    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def mark_complete() -> None:
-    """Note that the cache holds everything."""
-    folder = cache_folder()
-    if folder is not None:
-        (Path(folder) / _COMPLETE).touch()
 
 
 @cache

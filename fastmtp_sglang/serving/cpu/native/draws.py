@@ -6,9 +6,8 @@ is the largest p / -log u, and -log u >= 1 - u: so the logarithms of few columns
 """
 
 import numpy as np
-from numba import njit
 
-from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
 from fastmtp_sglang.serving.cpu.native.filtering import edge_of
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
@@ -24,7 +23,7 @@ _SMALLEST = 2.0**-32
 _ALMOST = 1.0 - 1e-6
 
 
-@njit(error_model="numpy")
+@helper
 def _sum(numbers, start, stop):
     """The sum in float64, four sums side by side."""
     a = b = c = d = 0.0
@@ -71,18 +70,18 @@ def draw(op, rows, given, scratch, start, stop):
         integers(op[4] + r * 8, 1)[0] = last
 
 
-@njit(error_model="numpy")
+@helper
 def _rotated(x, left):
     return _u(_u(x << _u(left)) | _u(x >> _u(32 - left)))
 
 
-@njit(error_model="numpy")
+@helper
 def _mix(state, block):
     block = _u(_rotated(_u(block * _FIRST), 15) * _SECOND)
     return _u(_u(_rotated(_u(state ^ block), 13) * _FIVE) + _ADDED)
 
 
-@njit(error_model="numpy")
+@helper
 def _hash(state, column):
     """MurmurHash3 (32 bits) of what made `state`, and a column."""
     x = _u(_mix(state, _u(column)) ^ _BYTES)
@@ -91,7 +90,7 @@ def _hash(state, column):
     return _u(x ^ _u(x >> _u(16)))
 
 
-@njit(error_model="numpy")
+@helper
 def _best(numbers, count, seed, position):
     """The column of the largest log p + Gumbel noise, the first of equals.
 
@@ -118,9 +117,36 @@ def _best(numbers, count, seed, position):
     return column
 
 
-@njit(error_model="numpy")
+@helper
+def _sift(keys, place, count):
+    """Let the key of a place sink in a heap of `count` keys, the largest first."""
+    key = keys[place]
+    while 2 * place + 1 < count:
+        child = 2 * place + 1
+        if child + 1 < count and keys[child + 1] > keys[child]:
+            child += 1
+        if keys[child] <= key:
+            break
+        keys[place] = keys[child]
+        place = child
+    keys[place] = key
+
+
+@helper
+def _sort(keys, count):
+    """Sort keys[:count], by a heap: `np.sort` takes longer to compile than all else here."""
+    for place in range(count // 2 - 1, -1, -1):
+        _sift(keys, place, count)
+    for last in range(count - 1, 0, -1):
+        key = keys[last]
+        keys[last] = keys[0]
+        keys[0] = key
+        _sift(keys, 0, last)
+
+
+@helper
 def _kept(op, r, row, width):
-    """Places that are kept of row r, those of the largest first."""
+    """Places that are kept of row r, those of the largest first, and how many."""
     smallest, kept, _, _ = edge_of(op, r, row, width)
     bits = small_integers(row, width)
     keys = np.empty(width, np.int64)
@@ -136,10 +162,10 @@ def _kept(op, r, row, width):
         # Ascending: the larger numbers first, equal ones by their places.
         keys[count] = (np.int64(0x7FFFFFFF) - number) << 32 | i
         count += 1
-    keys = np.sort(keys[:count])
+    _sort(keys, count)
     for i in range(count):
         keys[i] &= 0xFFFFFFFF
-    return keys
+    return keys, count
 
 
 @operator
@@ -160,8 +186,8 @@ def draw_seeded(op, rows, given, scratch, start, stop):
         if not op[9]:
             out[0] = _best(numbers, width, seed, position)
             continue
-        order = _kept(op, r, row, width)
-        ranked = np.empty(len(order), np.float64)
-        for i in range(len(order)):
+        order, count = _kept(op, r, row, width)
+        ranked = np.empty(count, np.float64)
+        for i in range(count):
             ranked[i] = numbers[order[i]]
-        out[0] = order[_best(ranked, len(order), seed, position)]
+        out[0] = order[_best(ranked, count, seed, position)]

@@ -1,8 +1,8 @@
 """exp in float32, as arithmetic that compilers turn into vectors."""
 
 import numpy as np
-from numba import njit
 
+from fastmtp_sglang.serving.cpu.native.compiled import helper
 from fastmtp_sglang.serving.cpu.native.vectors import power_of_two
 
 _f = np.float32
@@ -13,7 +13,7 @@ _E3, _E4, _E5 = _f(4.1665795894e-2), _f(1.6666665459e-1), _f(5.0000001201e-1)
 _LOW, _HIGH, _ONE, _HALF = _f(-87.0), _f(88.0), _f(1.0), _f(0.5)
 
 
-@njit(error_model="numpy")
+@helper
 def exp(x):
     """e ** x within two units of the last place; x is held within what float32 can say."""
     x = min(max(x, _LOW), _HIGH)

@@ -6,9 +6,8 @@ values where none is negative: three looks at a row, where a sort of 49,152 entr
 """
 
 import numpy as np
-from numba import njit
 
-from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
 from fastmtp_sglang.serving.cpu.native.vectors import largest
@@ -18,7 +17,7 @@ _SHIFTS, _VALUES = (20, 10, 0), 2048
 _ZERO = np.float32(0.0)
 
 
-@njit(error_model="numpy")
+@helper
 def edge(row, width, k, p, least):
     """Find what is kept of a row.
 
@@ -67,7 +66,7 @@ def edge(row, width, k, p, least):
     return found, kept, counts[digit], total + kept * value
 
 
-@njit(error_model="numpy")
+@helper
 def edge_of(op, r, row, width):
     """`edge` of row r by the filters of an operator."""
     k, p = integers(op[3] + r * 8, 1)[0], floats(op[4] + r * 4, 1)[0]

@@ -6,10 +6,10 @@ stands: rows are turned into the panels of that product.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from fastmtp_sglang.serving.cpu.native import vectors
-from fastmtp_sglang.serving.cpu.native.compiled import compiled, operator
+from fastmtp_sglang.serving.cpu.native.compiled import compiled, helper, operator
 from fastmtp_sglang.serving.cpu.native.emitter import PANEL
 from fastmtp_sglang.serving.cpu.native.exponential import exp
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
@@ -109,7 +109,7 @@ def join(op, rows, given, scratch, start, stop):
             total[0] = base
 
 
-@njit(error_model="numpy")
+@helper
 def note(ids, stamps, token):
     """Note a token that a list lacks among the entries [number] of a slot and that list."""
     oldest, newest, at = 0, 0, -1
@@ -124,7 +124,7 @@ def note(ids, stamps, token):
     ids[at], stamps[at] = token, newest + 1
 
 
-@njit(error_model="numpy")
+@helper
 def hold(ids, token):
     """Whether a token is among entries [number]."""
     found = False
@@ -133,7 +133,7 @@ def hold(ids, token):
     return found
 
 
-@njit(error_model="numpy")
+@helper
 def note_all(slot, tokens, count, members, own_ids, own_stamps):
     """Note the first `count` of a row of tokens."""
     for column in range(count):

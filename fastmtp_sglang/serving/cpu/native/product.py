@@ -6,10 +6,8 @@ inputs, whatever number of rows is computed beside it. bfloat16 rows by bfloat16
 multiplied as they are where the processor does that (AVX-512 BF16), two inputs at a time.
 """
 
-from numba import njit
-
 from fastmtp_sglang.serving.cpu.native import vectors
-from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
 from fastmtp_sglang.serving.cpu.native.emitter import MULTIPLIES_PAIRS, PANEL, ROWS_AT_ONCE
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
@@ -20,7 +18,7 @@ _of_pairs = vectors.panel_product(False, True)
 _by_pairs = vectors.panel_product(MULTIPLIES_PAIRS, True)
 
 
-@njit(error_model="numpy")
+@helper
 def multiply(x, x_stride, x_bf16, rows, panel, inputs, weights_bf16, out, out_stride):
     """Rows of x by one panel, in passes of nearly equal size."""
     passes = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE

@@ -4,9 +4,9 @@ As torch operations it is more than a hundred small ones in each decoding step.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from fastmtp_sglang.serving.cpu.native.compiled import compiled
+from fastmtp_sglang.serving.cpu.native.compiled import compiled, helper
 from fastmtp_sglang.serving.cpu.native.own_tokens import hold, note_all
 
 # Numbers of `rules`, in the order of `fastmtp_kernels.route.RouteRules`.
@@ -18,7 +18,7 @@ _DRAFTED, _ACCEPTED, _MISSES, _REROUTED, _FALLBACKS, _AVOIDED = range(6)
 _f = np.float32
 
 
-@njit(error_model="numpy")
+@helper
 def _language(scripts, rules, language_of_script, before):
     """The language of a state, as `vocabulary.languages.decide_language` says."""
     latin_script, han = int(rules[_LATIN]), int(rules[_HAN])

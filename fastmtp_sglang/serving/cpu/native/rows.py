@@ -1,9 +1,8 @@
 """What a block computes row by row: norms, gates, rotary positions, the cache, look-ups."""
 
 import numpy as np
-from numba import njit
 
-from fastmtp_sglang.serving.cpu.native.compiled import operator
+from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
 from fastmtp_sglang.serving.cpu.native.exponential import exp
 from fastmtp_sglang.serving.cpu.native.machine import floats, halves, integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS, IDS, PASS_FIELDS, POSITIONS, SLOTS
@@ -28,18 +27,18 @@ _A1, _A2, _A3 = _f(0.254829592), _f(-0.284496736), _f(1.421413741)
 _A4, _A5, _AP = _f(-1.453152027), _f(1.061405429), _f(0.3275911)
 
 
-@njit(error_model="numpy")
+@helper
 def _silu(x):
     return x / (_ONE + exp(-x))
 
 
-@njit(error_model="numpy")
+@helper
 def _gelu_by_tanh(x):
     # x * sigmoid(2 z) is x / 2 * (1 + tanh(z)).
     return x / (_ONE + exp(-_TWO * _TANH_A * (x + _TANH_B * x * x * x)))
 
 
-@njit(error_model="numpy")
+@helper
 def _gelu(x):
     z = abs(x) * _ROOT_HALF
     t = _ONE / (_ONE + _AP * z)
@@ -111,7 +110,7 @@ def gate(op, rows, given, scratch, start, stop):
         write_row(scratch, op[3] + row * op[4] * size, width, bf16)
 
 
-@njit(error_model="numpy")
+@helper
 def _turn(x, heads, size, half, angles, scratch, bf16):
     """Rotate the first 2 * half elements of each head, in place."""
     low, high = floats(scratch, half), floats(scratch + half * 4, half)
@@ -142,7 +141,7 @@ def rotate(op, rows, given, scratch, start, stop):
         _turn(op[4] + row * op[5] * width, op[6], size, part // 2, angles, scratch, bf16)
 
 
-@njit(error_model="numpy")
+@helper
 def _store(source, target, width, bf16, half_cache):
     if bf16 and half_cache:
         bits, to = halves(source, width), halves(target, width)
@@ -187,10 +186,10 @@ def join(op, rows, given, scratch, start, stop):
         _store(op[1] + row * op[2] * size, out, width, bf16, bf16)
         out += width * size
         if places[row] == 0:
-            if bf16:
-                halves(out, width)[:] = 0
-            else:
-                floats(out, width)[:] = _ZERO
+            # Zero has the same bits in both.
+            nothing = halves(out, width * size // 2)
+            for i in range(width * size // 2):
+                nothing[i] = 0
         else:
             _store(op[3] + row * op[4] * size, out, width, bf16, bf16)
 

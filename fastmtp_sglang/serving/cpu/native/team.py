@@ -152,7 +152,7 @@ class Team:
         self._control = self._memory.ctypes.data
         self._memory[_WORKERS // 8] = workers
         # A thread holds what it looks at, whoever else has let go of it.
-        self._held = [self._memory]
+        self._held: list[np.ndarray] = [self._memory]
         self._room_for(64)
         self._lock = threading.Lock()
         ctypes.CDLL(None).sem_init(ctypes.c_void_p(self._control + _SEMAPHORE), 0, 0)

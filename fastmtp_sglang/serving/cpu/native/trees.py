@@ -47,7 +47,9 @@ def link(numbers, chosen, lengths, mask, positions, index, next_token, next_sibl
                     for above in range(1, row):
                         if chosen[r, above - 1] == numbers[r, family]:
                             parent, linked = above, True
-                mask[r, row] = mask[r, parent]
+                # A loop: the assignment of a row takes two more seconds to compile.
+                for seen in range(n):
+                    mask[r, row, seen] = mask[r, parent, seen]
                 positions[r, row] = positions[r, parent] + 1
             else:
                 positions[r, row] = lengths[r]

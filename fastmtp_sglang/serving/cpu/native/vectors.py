@@ -9,9 +9,10 @@ each lane, and lanes are added in a fixed order: no result depends on what is co
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from fastmtp_sglang.serving.cpu.native.compiled import helper
 from fastmtp_sglang.serving.cpu.native.emitter import (
     F32,
     I16,
@@ -240,7 +241,7 @@ def round_row(typing, source, target, n):
     return types.void(types.int64, types.int64, types.int64), emit
 
 
-@njit(error_model="numpy")
+@helper
 def read_row(x, target, width, bf16):
     """target[:width], float32, = x."""
     if bf16:
@@ -251,7 +252,7 @@ def read_row(x, target, width, bf16):
             copy[i] = numbers[i]
 
 
-@njit(error_model="numpy")
+@helper
 def write_row(x, target, width, bf16):
     """target[:width] = x, float32."""
     if bf16:
