@@ -11,6 +11,7 @@ import streaming_server as pieces
 from fastmtp_sglang.errors import FastMTPError
 
 
+@pytest.mark.heavy
 def test_times_are_of_arrival_and_end_with_the_last_tokens(server, ask):
     server.answers = lambda body: [
         0.2, pieces.native(1, [7]), 0.1, pieces.native(3, [7, 8, 9], "", "stop"), 0.5, pieces.DONE,
@@ -32,6 +33,7 @@ def test_drafts_behind_the_end_are_not_counted(server, ask):
     assert (told.verifications, told.accepted_drafts) == (2, 3)
 
 
+@pytest.mark.heavy
 def test_what_may_pass_is_tried_again_and_timed_anew(server, ask):
     server.first = [
         (503, {"error": "busy"}),
@@ -116,6 +118,7 @@ def test_a_proxy_of_the_environment_is_not_used(server, monkeypatch, ask):
     assert ask(server).error is None
 
 
+@pytest.mark.heavy
 def test_a_server_that_says_how_long_to_wait_is_waited_for(server, ask):
     server.first = [(429, {"error": "full"}, {"Retry-After": "1"})]
     began = time.monotonic()

@@ -91,6 +91,7 @@ def test_a_time_limit_leaves_out_what_has_not_begun(hold, server):
     assert all(record.error is None for record in outcome.records)
 
 
+@pytest.mark.heavy
 def test_poisson_arrivals_do_not_wait_for_answers(hold, server):
     server.answers = lambda body: [0.6, *pieces.native_answer([1, 2])]
     outcome = hold(task(20), Level(rate=50.0), seed=1)

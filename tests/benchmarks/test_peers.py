@@ -130,6 +130,7 @@ def test_a_stopped_run_goes_on(run, monkeypatch, tmp_path):
     assert len(json.loads(output.read_text())["turns"]) == 8
 
 
+@pytest.mark.heavy
 def test_llama_cpp_is_measured_where_it_is_installed(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     result = run("--json")

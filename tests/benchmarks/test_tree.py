@@ -36,6 +36,7 @@ def drafts_of(pair, num_steps: int, top_k: int, list_ids=None, own_tokens: int =
         )  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_a_chain_accepts_what_the_head_drafts_itself(pair):
     head, target, answer = pair
     accepted = drafts_of(pair, 3, 1).accepted(4).tolist()
@@ -92,6 +93,7 @@ def test_own_tokens_stand_beside_the_list(pair, num_steps: int, top_k: int):
     assert torch.allclose(both.scores[place], expected.scores[place])
 
 
+@pytest.mark.heavy
 def test_more_rows_and_more_branches_accept_more(pair):
     narrow, wide = drafts_of(pair, 3, 2), drafts_of(pair, 3, 4)
     places = len(pair[2].ids) - 1 - PROMPT

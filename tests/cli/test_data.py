@@ -22,6 +22,7 @@ from fastmtp_sglang.errors import FastMTPError
 # --- clean ---
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("flag", ["--output", "the report"])
 def test_an_evaluation_is_never_overwritten(clean, make, tmp_path, flag):
     name = "o.jsonl" if flag == "--output" else "o.report.json"

@@ -22,6 +22,7 @@ def run(*arguments: str):
     return CliRunner().invoke(app, arguments)
 
 
+@pytest.mark.heavy
 def test_a_sound_machine():
     result = run()
     assert result.exit_code == 0, result.stdout

@@ -15,6 +15,7 @@ from fastmtp_sglang.head.compatibility import check_compatible
 from fastmtp_sglang.models.catalog import SMOLLM2
 
 
+@pytest.mark.heavy
 def test_a_head_that_fits_its_target(tmp_path):
     target, out = models.target(tmp_path / "target"), tmp_path / "head"
     command = ["head", "init", "--target", str(target), "--out", str(out), "--num-steps", "4"]

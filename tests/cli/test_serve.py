@@ -125,6 +125,7 @@ def test_a_draft_of_another_target_is_refused_before_sglang_starts(run, tmp_path
     assert not became
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("place", ["--vocabulary", "a flag", "beside"])
 def test_a_draft_vocabulary_that_does_not_fit_is_refused_before_sglang_starts(run, tmp_path, place):
     models.target(tmp_path / "target", "llama")

@@ -150,6 +150,7 @@ def test_import(tmp_path: Path, tiny_folder: Path, tiny: Target):
     assert completed.source["en"] == "imported from en.pt, completed"
 
 
+@pytest.mark.heavy
 def test_import_for_the_embedded_model(tmp_path: Path, smollm2_target: Target):
     torch.save(list(range(4096)), tmp_path / "en.pt")
     output = tmp_path / "v.safetensors"

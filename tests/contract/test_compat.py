@@ -192,6 +192,7 @@ def test_what_matches(other_sglang, path, parameters):
     assert other_sglang(Hook("call", f"sglang.srt.{path}", parameters)) == []
 
 
+@pytest.mark.heavy
 def test_one_definition_reads_as_in_the_whole_file():
     """The check parses only what it looks for, wherever a file of SGLang holds it."""
     for hook in compat.HOOKS:

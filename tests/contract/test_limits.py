@@ -211,6 +211,7 @@ def resolved(args: ServerArgs, *fields: str) -> list[Any]:
     return [resolution_result(args, f"speculative_{field}") for field in fields]
 
 
+@pytest.mark.heavy
 def test_defaults_for_a_native_head(directory):
     args = resolve("--model-path", str(directory / "mimo"), "--revision", "main")
     assert resolved(args, "num_steps", "eagle_topk", "num_draft_tokens") == [3, 1, 4]
@@ -251,6 +252,7 @@ def test_adaptive_k_starts_at_the_largest(directory, caplog, steps):
     assert not resolution_result(fixed, "speculative_adaptive")
 
 
+@pytest.mark.heavy
 def test_a_head_of_its_own_for_a_target_with_a_native_one(directory):
     """The given head wins over the target's layer."""
     args = resolve(

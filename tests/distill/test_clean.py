@@ -10,6 +10,8 @@ from cleaning import sentence
 
 from fastmtp_sglang.errors import FastMTPError
 
+pytestmark = pytest.mark.heavy
+
 
 def test_reasons(clean, make):
     spoken = sentence(0)

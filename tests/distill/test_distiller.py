@@ -10,6 +10,8 @@ import pytest
 from fastmtp_sglang.distill.store import read_manifest
 from fastmtp_sglang.errors import FastMTPError
 
+pytestmark = pytest.mark.heavy
+
 
 def numbered(prefix: str = "question"):
     """An endpoint's answers: a new question for every user turn, else what it was asked."""
@@ -110,7 +112,6 @@ def test_self_written_turns(run, endpoint, tmp_path, read_lines):
         assert roles == ["user", "assistant", "user"]
 
 
-@pytest.mark.heavy
 def test_prompt_that_is_cut_or_holds_control_tokens_is_replaced(run, endpoint):
     answer = numbered()
     texts = iter(["never ends", "ends <|im_start|> badly"])

@@ -74,6 +74,7 @@ def test_what_may_pass_is_tried_again(endpoint, reply):
     assert said == []
 
 
+@pytest.mark.heavy
 def test_an_endpoint_that_asks_to_wait_is_waited_for_and_never_left_out(endpoint):
     """More often than it would be tried again, and the whole time."""
     endpoint.replies = [(429, {}, {"Retry-After": "0"})] * 9 + [(503, {}, {"Retry-After": "1"})]
@@ -95,6 +96,7 @@ def test_an_endpoint_that_only_says_that_it_is_full_is_not_left_out(endpoint):
     assert said == []
 
 
+@pytest.mark.heavy
 def test_while_one_asks_to_wait_another_is_asked(endpoints):
     busy, free = endpoints(), endpoints()
     busy.replies = [(429, {}, {"Retry-After": "600"})] * 8

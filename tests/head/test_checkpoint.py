@@ -19,6 +19,8 @@ from fastmtp_sglang.head.checkpoint import init_head, save_head
 from fastmtp_sglang.head.config import FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory) -> dict[str, Path]:
@@ -39,7 +41,6 @@ def last_layer(target: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return layer, tensors["model.norm.weight"]
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_the_start(targets, tmp_path, family):
     """Last layer, final norm and its inverse, the input halved, nothing of the vocabulary."""
@@ -74,8 +75,6 @@ def test_the_start(targets, tmp_path, family):
     compatibility.check_compatible(targets[family], out)
 
 
-@pytest.mark.heavy
-@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_round_trip_through_auto_model(targets, tmp_path, family):
     head = models.random_head(targets[family], tmp_path / "head")

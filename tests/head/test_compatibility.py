@@ -77,6 +77,7 @@ def refusal(target: Path, draft: Path | None) -> str:
 # --- what fits ---
 
 
+@pytest.mark.heavy
 def test_a_head_fits_its_target(checkpoints):
     check_compatible(checkpoints.target, checkpoints.head)
 

@@ -15,6 +15,8 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.checkpoint import init_head
 from fastmtp_sglang.head.module import FastMTPHead
 
+pytestmark = pytest.mark.heavy
+
 SEED = 7
 
 

@@ -6,6 +6,8 @@ from fastmtp_kernels.factory import make_draft_logits
 from fastmtp_kernels.slots import DraftSlots
 from fastmtp_kernels.torch_draft import TorchDraftLogits
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.parametrize("block", range(8))
 def test_equals_the_float64_reference(block: int):

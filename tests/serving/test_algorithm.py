@@ -23,6 +23,8 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving import algorithm as algorithm_module
 from fastmtp_sglang.serving.plugin import register
 
+pytestmark = pytest.mark.heavy
+
 SGLANG = Path(sglang.__file__).parent
 
 
@@ -173,7 +175,6 @@ def test_nothing_of_the_builtin_algorithms_is_missing():
 _HOLDERS = {"spec_algorithm", "spec_algo", "speculative_algorithm"}
 
 
-@pytest.mark.heavy
 def called_on_an_algorithm() -> set[str]:
     """Names of the methods that SGLang calls on `x.spec_algorithm` and the like."""
     names = set()

@@ -18,8 +18,9 @@ from fastmtp_sglang.models.fingerprint import tokenizer_fingerprint
 from fastmtp_sglang.training.export import export_head
 from fastmtp_sglang.vocabulary.draft_vocabulary import FILE_NAME, DraftVocabulary
 
+pytestmark = pytest.mark.heavy
 
-@pytest.mark.heavy
+
 def draft_vocabulary(path: Path, target: Path, **changes) -> Path:
     """A list of three ids that fits a target, but for `changes`."""
     fields = {
@@ -60,7 +61,6 @@ def test_exported_head_fits_its_target_in_bfloat16(pair, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_draft_vocabulary_that_serving_refuses_is_not_exported(pair, tmp_path, beside):
     path = tmp_path / "v.safetensors"

@@ -18,6 +18,8 @@ from fastmtp_sglang.head.compatibility import check_compatible, mimo_name
 from fastmtp_sglang.training.merge import merge_head
 from fastmtp_sglang.training.start import native_head
 
+pytestmark = pytest.mark.heavy
+
 
 def all_tensors(directory):
     found = {}
@@ -97,7 +99,6 @@ def test_merge_changes_the_shards_that_the_index_names(mimo, trained, tmp_path):
     assert (tmp_path / "merged" / beside).read_bytes() == (target / beside).read_bytes()
 
 
-@pytest.mark.heavy
 def test_what_a_killed_merge_left_is_removed_by_the_next(mimo, trained, tmp_path):
     """Killed (SIGKILL) at each file that it copies, then let through."""
     out = tmp_path / "folder" / "merged"

@@ -14,6 +14,8 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.head.compatibility import mimo_name
 from fastmtp_sglang.training.start import native_head, starting_head
 
+pytestmark = pytest.mark.heavy
+
 
 def all_tensors(directory):
     found = {}

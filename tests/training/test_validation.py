@@ -43,6 +43,7 @@ def agreeing_pair(folder) -> pairs.Pair:
     return pairs.Pair(target, folder / "head")
 
 
+@pytest.mark.heavy
 def test_walk_equals_a_server_token_by_token(tmp_path):
     pair = agreeing_pair(tmp_path)
     frozen = pair.frozen()

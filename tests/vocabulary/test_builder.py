@@ -26,6 +26,8 @@ from fastmtp_sglang.vocabulary.required import required_ids
 from fastmtp_sglang.vocabulary.sources import open_source
 from fastmtp_sglang.vocabulary.target import Target
 
+pytestmark = pytest.mark.heavy
+
 
 def write_answers(path: Path, target: Target, texts: dict[str, str], repeat: int = 14) -> Path:
     """Distillation data: every text, as an answer to its own first words.

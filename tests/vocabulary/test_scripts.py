@@ -132,6 +132,7 @@ def test_special_and_absent_ids_are_neutral_and_ids_beyond_the_model_are_left_ou
     assert padded.tolist() == [Script.LATIN, 0, 0, 0]
 
 
+@pytest.mark.heavy
 def test_a_real_vocabulary(tekken_tokens: list[bytes | None]):
     table = build_token_scripts(tekken_tokens, range(1000), 131072)
     assert table.shape == (131072,)

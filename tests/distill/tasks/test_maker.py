@@ -41,6 +41,7 @@ def test_mix():
         parse_mix([f"{kind}=0" for kind in KINDS])
 
 
+@pytest.mark.heavy
 def test_weights_repeats_and_quotations(material):
     report = TasksReport()
     mix = dict.fromkeys(KINDS, 0.0) | {"numbers": 3.0, "define": 1.0}

@@ -14,6 +14,8 @@ from fastmtp_sglang.serving.adaptive.acceptance import Seen
 from fastmtp_sglang.serving.adaptive.adaptive_shapes import AdaptiveShapes
 from fastmtp_sglang.serving.adaptive.shapes import candidate_shapes
 
+pytestmark = pytest.mark.heavy
+
 TREE = TreeShape.parse("3x8x16")
 
 

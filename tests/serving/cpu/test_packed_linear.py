@@ -228,6 +228,7 @@ def test_target_and_draft_share_one_packed_lm_head():
     assert packed_copies() == before
 
 
+@pytest.mark.heavy
 def test_a_head_that_took_a_weight_over_forgets_its_own():
     before = packed_copies()
     target, draft = Model(), Model()

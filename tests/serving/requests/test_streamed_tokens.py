@@ -26,6 +26,8 @@ from fastmtp_sglang.models.catalog import SMOLLM2
 from fastmtp_sglang.serving.requests import streamed_tokens
 from fastmtp_sglang.serving.requests.streamed_tokens import ChunkCuts, TokenCuts, _cut_all
 
+pytestmark = pytest.mark.heavy
+
 SEED = 20250918
 STOCK = OpenAIServingChat._generate_stream_content
 CUTTING = streamed_tokens._cutting_chat(STOCK)

@@ -178,6 +178,7 @@ def test_tokens_follow_the_filtered_target(verifier, settings):
         assert pvalue > 0.001
 
 
+@pytest.mark.heavy
 def test_a_draft_that_the_filters_exclude_is_never_accepted(verifier):
     worst = [int(LOGITS[position].argmin()) for position in range(N - 1)]
     emitted = sample(worst, min_p=0.2)

@@ -6,6 +6,8 @@ Alone: pytest tests/serving/cpu/native/test_attention.py
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 SEED = 20250918
 DTYPES = [torch.float32, torch.bfloat16]
 CONTEXT = 700
