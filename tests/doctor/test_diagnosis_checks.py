@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -219,19 +220,24 @@ def test_model_and_head_that_fit(monkeypatch, tmp_path):
     assert asked == [(str(tmp_path), None)]
 
 
-def test_a_draft_vocabulary_that_serving_refuses_is_a_problem(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A target, made while the cache still holds what it is made from."""
+    return models.target(tmp_path_factory.mktemp("small"))
+
+
+def test_a_draft_vocabulary_that_serving_refuses_is_a_problem(monkeypatch, tmp_path, small):
     monkeypatch.setattr(compatibility, "check_compatible", lambda *pair: None)
     beside = tmp_path / "head" / FILE_NAME
     beside.parent.mkdir(parents=True)
     beside.write_bytes(random.Random(0).randbytes(2000))
     given = tmp_path / "v.safetensors"
-    models.target(tmp_path / "m")
     for vocabulary, path in ((None, beside), (given, given)):
-        found = list(diagnosis.model_and_head(str(tmp_path / "m"), tmp_path / "head", vocabulary))
+        found = list(diagnosis.model_and_head(str(small), tmp_path / "head", vocabulary))
         assert [finding.name for finding in found] == ["model and head", "draft vocabulary"]
         assert f"draft vocabulary {path}" in f"{found[1].found} {found[1].fix}"
         assert found[1].fix
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(small)
     DraftVocabulary(
         vocab_size=49152,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -239,8 +245,8 @@ def test_a_draft_vocabulary_that_serving_refuses_is_a_problem(monkeypatch, tmp_p
         token_scripts=torch.zeros(49152, dtype=torch.int8),
         routes={},
     ).save(given)
-    *_, last = diagnosis.model_and_head(str(tmp_path / "m"), tmp_path / "head", given)
-    assert last == Finding("draft vocabulary", f"{given} fits {tmp_path / 'm'}")
+    *_, last = diagnosis.model_and_head(str(small), tmp_path / "head", given)
+    assert last == Finding("draft vocabulary", f"{given} fits {small}")
 
 
 def test_the_embedded_model_brings_its_head(monkeypatch, tmp_path):
