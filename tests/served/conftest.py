@@ -58,6 +58,7 @@ _MAX_RUNNING = 3
 # Files in an order in which each server is started once, or nearly so.
 _ORDER = (
     *("whitelist", "entry_points", "distillation", "bench", "peers", "real_model", "tool_calls"),
+    "clients",
     "hidden_states",
     *(
         "routing",
