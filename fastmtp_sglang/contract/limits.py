@@ -171,12 +171,11 @@ ON_A_CPU: tuple[Limit, ...] = (
 _CHAIN_BACKENDS = ("trtllm_mha",)
 _TREE_BACKENDS_WITH_PAGES = ("flashinfer", "fa3", "triton")
 
-# What --speculative-adaptive does not go with: each rank would measure other times and choose
-# another shape, the switch would lose what these wrap around SGLang's attention, or (rejection
-# sampling) a step after K = 0 has no distribution that its first draft was drawn from.
+# What --speculative-adaptive does not go with: attention ranks of other batches would choose other
+# shapes (SGLang's own policy refuses these too), the switch would lose what these wrap around
+# SGLang's attention, or (rejection sampling) a step after K = 0 has no distribution that its first
+# draft was drawn from.
 NOT_ADAPTIVE = (
-    ("tp_size", 1),
-    ("dp_size", 1),
     ("enable_dp_attention", False),
     ("attn_dp_size", 1),
     ("enable_two_batch_overlap", False),

@@ -64,8 +64,12 @@ WORKS = (
     ),
     ("`sglang serve`, `python -m sglang.launch_server`", "tests/served/test_entry_points.py"),
     (
-        "two tensor-parallel ranks, draft vocabularies included",
+        "two tensor-parallel ranks, draft vocabularies and --speculative-adaptive included",
         "tests/served/test_tensor_parallel.py",
+    ),
+    (
+        "`openai`, `lm-eval` and SGLang's `bench_serving` get the same as without speculation",
+        "tests/served/test_clients.py",
     ),
     (
         "new weights from a folder, tensors or a trainer; the head keeps its own",
@@ -92,7 +96,8 @@ WORKS = (
 UNPROVEN = (
     "CUDA and ROCm: graphs, attention backends, the Triton kernels (interpreted and compiled only)",
     "tensor parallelism on GPUs; with a draft vocabulary it needs one collective a draft step",
-    "quantized targets; a draft vocabulary refuses a quantized lm_head",
+    "quantized targets; a quantized lm_head with a draft vocabulary (its rows are read through its "
+    "layer; of a biased one all tokens are scored and masked), whose formats need GPUs",
     "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
     "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
     "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",

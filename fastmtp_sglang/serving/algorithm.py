@@ -78,9 +78,9 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         self, batch: ScheduleBatch, last_tokens_tensor: torch.Tensor, future_map: FutureMap
     ) -> Any:
         """Draft state of requests that another node prefilled."""
-        from sglang.srt.speculative.eagle_disaggregation import build_eagle_disagg_draft_input
+        from fastmtp_sglang.serving import disaggregation
 
-        return build_eagle_disagg_draft_input(batch, last_tokens_tensor, future_map)
+        return disaggregation.draft_input(batch, last_tokens_tensor, future_map)
 
     @staticmethod
     def refuse_unsupported(server_args: Any) -> None:

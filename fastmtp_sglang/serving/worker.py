@@ -16,18 +16,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.distributed import get_tp_group
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.platforms import current_platform
-from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
+from sglang.srt.runtime_context import get_disagg, get_observability, get_parallel, get_spec
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.speculative import eagle_worker_v2
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
 from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving import weight_updates
+from fastmtp_sglang.serving import disaggregation, weight_updates
 from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.serving.adaptive.adaptive_shapes import AdaptiveShapes
+from fastmtp_sglang.serving.adaptive.clock import clock_of
 from fastmtp_sglang.serving.adaptive.draft_record import DraftRecord
 from fastmtp_sglang.serving.adaptive.shape_switch import ShapeSwitch, reserve_for_the_largest
 from fastmtp_sglang.serving.adaptive.shapes import candidate_shapes
@@ -38,6 +40,7 @@ from fastmtp_sglang.serving.drafting.draft_head import (
     NextTokenIds,
     path_probabilities,
 )
+from fastmtp_sglang.serving.drafting.lm_head_rows import LMHeadRows
 from fastmtp_sglang.serving.drafting.masked_draft_head import MaskedDraftHead
 from fastmtp_sglang.serving.requests.emitted_drafts import EmittedDrafts
 from fastmtp_sglang.serving.routing.routing_log import RoutingLog
@@ -142,12 +145,19 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 f"--speculative-token-map {path} does not work with {type(model).__name__}, which "
                 "computes its logits in its own way. Serve without it."
             )
-        processor = model.logits_processor
-        if get_spec().speculative_use_rejection_sampling:
+        processor, rows = model.logits_processor, None
+        if not get_spec().speculative_use_rejection_sampling:
+            rows = LMHeadRows.of(model.lm_head, self.draft_runner.dtype)
+            if rows is None:
+                logger.info(
+                    "The rows of this target's lm_head cannot be read by themselves: drafts are "
+                    "scored over all tokens and then kept to their lists, which saves no time."
+                )
+        if rows is None:
             device = self.draft_runner.device
             self.draft_head = MaskedDraftHead(vocabulary, processor, num_slots, device)
         else:
-            self.draft_head = DraftHead(vocabulary, model.lm_head, processor, num_slots, self.topk)
+            self.draft_head = DraftHead(vocabulary, rows, processor, num_slots, self.topk)
             self.hot_token_id = NextTokenIds(self.draft_head)
             if self.topk > 1:
                 eagle_worker_v2.renorm_draft_probs = path_probabilities
@@ -221,9 +231,11 @@ class FastMTPDraftWorker(EagleDraftWorker):
             self.draft_head.router.start(slots, batch.reqs)
             self.draft_head.router.remember(slots, next_token_ids, ends)
         with self._for_any_shape():
-            return super()._draft_extend_for_prefill(
+            drafted = super()._draft_extend_for_prefill(
                 batch, target_hidden_states, next_token_ids, *args, **kwargs
             )
+        disaggregation.name_drafts(drafted, self.hot_token_id)
+        return drafted
 
     def _draft_extend_for_decode(
         self, batch: ScheduleBatch, batch_result: GenerationBatchResult, **kwargs: Any
@@ -303,10 +315,13 @@ class FastMTPWorker(EAGLEWorkerV2):
             self.target_worker.model_config.vocab_size, self.target_worker.device
         )
         self._verification.install()
+        if get_disagg().disaggregation_mode == "decode":
+            disaggregation.Arrivals(self._verification, self.draft_worker).install()
         self._adaptive: AdaptiveShapes | None = None
         self._watch: AcceptanceWatch | None = None
         if get_spec().speculative_adaptive:
-            self._adaptive = AdaptiveShapes(candidate_shapes(self.draft_worker.largest))
+            shapes = candidate_shapes(self.draft_worker.largest)
+            self._adaptive = AdaptiveShapes(shapes, clock_of(get_tp_group()))
             self.adaptive_controller = ShapeSwitch(self, self._adaptive)
             # It reports each switch, and a look at another shape is two.
             logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)

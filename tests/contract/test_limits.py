@@ -174,7 +174,7 @@ def test_what_trees_do_not_go_with():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("tp_size", 2), ("dp_size", 2), ("enable_two_batch_overlap", True), ("enable_pdmux", True)],
+    [("enable_dp_attention", True), ("enable_two_batch_overlap", True), ("enable_pdmux", True)],
 )
 def test_adaptive_shapes_refuse_what_it_cannot_follow(field, value):
     limits.refuse(arguments(**{field: value}))

@@ -43,7 +43,7 @@ _ENV = {
     # SGLang wants a core for each rank on a machine of one NUMA node.
     **{
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-        for kind in ("", "routed-", "own-")
+        for kind in ("", "routed-", "own-", "adaptive-")
     },
 }
 # In interpreters of their own, by either command of SGLang's; others are forked.
@@ -255,6 +255,13 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             (
                 *(*speculate, draft, str(checkpoints.chains_head)),
                 *("--speculative-adaptive", "--disable-overlap-schedule"),
+            ),
+        ),
+        "chains-adaptive-two-ranks": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head), *two_ranks),
+                "--speculative-adaptive",
             ),
         ),
         "chains-rejection": (

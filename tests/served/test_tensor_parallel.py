@@ -1,7 +1,7 @@
 """Two ranks: answers are those of two ranks without speculation, draft lists included.
 
 Tensor parallelism sums in another order than one rank, so both sides have two.
-Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts three servers of two ranks).
+Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts four servers of two ranks).
 """
 
 import chains
@@ -40,3 +40,19 @@ def test_own_tokens_are_drafted_whichever_rank_has_their_rows(servers, language)
     )
     assert list(answer.ids) == chains.continued(prompt, tokens)
     assert acceptance_length([answer]) > 3.5
+
+
+def test_ranks_agree_on_what_to_draft(servers):
+    """Each measures other times; with another K than the other one a rank would wait for ever."""
+    url, tokens = servers("chains-adaptive-two-ranks"), 96
+    cases = [(chains.prompt(LANGUAGES[i % 4], 16 + i), tokens) for i in range(12)]
+    seen = set()
+    for concurrency in (1, 4, 4, 4):
+        answers = generate_all(url, cases, concurrency=concurrency, ignore_eos=True)
+        for (prompt, _), answer in zip(cases, answers, strict=True):
+            assert list(answer.ids) == chains.continued(prompt, tokens)
+            counts = answer.meta.get("spec_correct_drafts_histogram", [])
+            seen |= {accepted for accepted, count in enumerate(counts) if count}
+    # It begins without drafts, and nearly all of this head's are right.
+    assert 0 in seen
+    assert len(seen) > 1

@@ -75,8 +75,8 @@ def test_defaults(mimo):
         ),
         ({"speculative_token_map": "ids.pt"}, "ids.pt: no such file. It is a local path"),
         (
-            {"speculative_adaptive": True, "tp_size": 2},
-            "--speculative-adaptive does not work with --tp-size 2",
+            {"speculative_adaptive": True, "enable_pdmux": True},
+            "--speculative-adaptive does not work with --enable-pdmux True",
         ),
         (
             {"speculative_dflash_block_size": 16},

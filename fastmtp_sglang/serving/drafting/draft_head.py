@@ -24,9 +24,10 @@ from fastmtp_sglang.serving.routing.router import Router
 from fastmtp_sglang.vocabulary.draft_vocabulary import FULL_VOCABULARY, DraftVocabulary
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from torch import Tensor
+
+    from fastmtp_sglang.serving.drafting.lm_head_rows import LMHeadRows
 
 
 # The logarithm of no probability: SGLang's checks take minus infinity for a fault.
@@ -48,7 +49,7 @@ class DraftHead:
     def __init__(
         self,
         vocabulary: DraftVocabulary,
-        lm_head: ParallelLMHead,
+        rows: LMHeadRows,
         processor: LogitsProcessor,
         num_slots: int,
         top_k: int = 1,
@@ -57,18 +58,16 @@ class DraftHead:
 
         Args:
             vocabulary: checked against the target.
-            lm_head: the target's, shared by the draft model; this rank's share of it.
+            rows: of the target's lm_head, shared by the draft model; this rank's share of it.
             processor: the draft model's; its class is replaced.
             num_slots: rows of SGLang's `req_to_token`.
             top_k: branches of the draft tree, 1 for a chain.
 
         Raises:
-            FastMTPError: the lm_head is quantized or has a bias, so that its rows cannot be read;
-                or a list is shorter than `top_k`.
+            FastMTPError: a list is shorter than `top_k`.
         """
         _check_lists(vocabulary, top_k)
-        weight = _rows(lm_head)
-        shard = lm_head.shard_indices
+        weight, shard = rows.tensor, rows.shard
         every_token = torch.arange(vocabulary.vocab_size)
         slots = DraftSlots.build(
             {**vocabulary.ids, FULL_VOCABULARY: every_token},
@@ -84,6 +83,7 @@ class DraftHead:
             fallback_id=int(next(iter(vocabulary.ids.values()))[0]),
             max_batch=num_slots * top_k,
         )
+        self._rows = rows
         self.router = Router(vocabulary, num_slots, weight.device)
         self._logits = make_draft_logits(weight, slots, options, self.router.own_tokens)
         self._logits.warm_up()
@@ -112,6 +112,7 @@ class DraftHead:
         assert self.batch is not None
         if self.is_stale:
             # On a GPU rows are read from the live lm_head: nothing to do, and never in a graph.
+            self._rows.refresh()
             self._logits.refresh()
             self.is_stale = False
         slots = self.batch.req_pool_indices
@@ -198,17 +199,6 @@ def _check_lists(vocabulary: DraftVocabulary, top_k: int) -> None:
                 f"--speculative-eagle-topk {top_k}: the list {name} of the draft vocabulary "
                 f"{vocabulary.origin} has only {len(ids)} tokens. Give a number up to that."
             )
-
-
-def _rows(lm_head: Any) -> Tensor:
-    weight = getattr(lm_head, "weight", None)
-    is_plain = isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.is_floating_point()
-    if not is_plain or getattr(lm_head, "bias", None) is not None:
-        raise FastMTPError(
-            "--speculative-token-map needs an lm_head whose rows can be read, and this target's is "
-            "quantized or has a bias. Serve without it (a file in the head's directory counts too)."
-        )
-    return weight
 
 
 def _gather(tensor: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ ours adjust what goes in, and call SGLang's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from fastmtp_sglang.serving.verification.seeds import SeededRows, make_certain
 if TYPE_CHECKING:
     from sglang.srt.constrained.base_grammar_backend import GrammarMask
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
     from sglang.srt.speculative.eagle_info import EagleVerifyInput
     from torch import Tensor
@@ -64,6 +64,11 @@ class Verification:
         for name in _SAMPLERS:
             setattr(eagle_utils, name, partial(self._verify, getattr(eagle_utils, name)))
 
+    def start(self, requests: Sequence[Req]) -> None:
+        """Take up requests whose `output_ids` are complete: nothing of theirs is in flight."""
+        self.penalties.start(requests)
+        self.logit_processors.start(requests)
+
     def before_prefill(self, batch: ScheduleBatch) -> None:
         """Prepare the sampling of a prefill's first tokens; after a retraction, of the next ones.
 
@@ -71,9 +76,7 @@ class Verification:
         starts the count again.
         """
         decoding = {id(request) for request in batch.decoding_reqs or ()}
-        starting = [r for r in batch.reqs if id(r) not in decoding]
-        self.penalties.start(starting)
-        self.logit_processors.start(starting)
+        self.start([r for r in batch.reqs if id(r) not in decoding])
         selection = self.penalties.select(batch.reqs)
         if selection is not None:
             # SGLang gives a forward pass its own copy, without an orchestrator.
