@@ -51,6 +51,9 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         # needs.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = ATTENTION_BACKEND
+        from fastmtp_sglang.serving.cpu.transfer import choose_defaults
+
+        choose_defaults(server_args)
         http_app.prepare(server_args.tokenizer_worker_num)
         guards.install_in_tokenizer_manager()
 
@@ -123,7 +126,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """
         from sglang.srt.runtime_context import get_exec
 
-        from fastmtp_sglang.serving.cpu import fused, gemma, replay, seeded
+        from fastmtp_sglang.serving.cpu import fused, gemma, replay, seeded, transfer
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
         from fastmtp_sglang.serving.verification import seeds
 
@@ -134,6 +137,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         pack_model(model)
         gemma.install(model)
         replay.install(model)
+        transfer.install()
 
     def shorten_draft(self, runner: Any) -> None:
         """Spare a draft worker's runner what a head's pass does not need."""
