@@ -34,7 +34,7 @@ PARITY = (
         "the tokens of the server without speculation",
         "served/test_seeds",
     ),
-    Feature("`--enable-deterministic-inference`", YES, "not proven; taken", "not run yet"),
+    Feature("`--enable-deterministic-inference`", YES, YES, "served/test_seeds"),
     Feature(
         "`--rl-on-policy-target`", YES, "not proven; refused on the CPU platform", "needs GPUs"
     ),
@@ -95,7 +95,7 @@ PARITY = (
     ),
     Feature("tensor parallelism", YES, YES, "served/test_tensor_parallel"),
     Feature("weights updated while serving", YES, YES, "served/test_weight_updates"),
-    Feature("prefill/decode disaggregation", YES, "not proven", "needs GPUs"),
+    Feature("prefill/decode disaggregation", YES, YES, "served/test_disaggregation"),
     Feature("DP attention", YES, "not proven; refused with a draft vocabulary", "needs GPUs"),
 )
 

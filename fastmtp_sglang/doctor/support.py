@@ -68,6 +68,11 @@ WORKS = (
         "tests/served/test_tensor_parallel.py",
     ),
     (
+        "prefill/decode disaggregation (Mooncake over TCP): languages, penalties, first drafts",
+        "tests/served/test_disaggregation.py",
+    ),
+    ("--enable-deterministic-inference", "tests/served/test_seeds.py"),
+    (
         "`openai`, `lm-eval` and SGLang's `bench_serving` get the same as without speculation",
         "tests/served/test_clients.py",
     ),
@@ -98,10 +103,10 @@ UNPROVEN = (
     "tensor parallelism on GPUs; with a draft vocabulary it needs one collective a draft step",
     "quantized targets; a quantized lm_head with a draft vocabulary (its rows are read through its "
     "layer; of a biased one all tokens are scored and masked), whose formats need GPUs",
-    "prefill/decode disaggregation, DP attention (refused together with a draft vocabulary)",
+    "prefill/decode disaggregation on GPUs",
+    "DP attention (refused together with a draft vocabulary)",
     "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
     "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",
-    "--enable-deterministic-inference: taken, its served test has not run yet",
     "LoRA adapters on the target, the head unadapted; --rl-on-policy-target",
     "the hierarchical cache (--enable-hierarchical-cache), which needs a GPU",
     "native MTP layers of multimodal targets; heads of `fastmtp head init` refuse such targets",
