@@ -59,10 +59,10 @@ def clients(servers) -> list[openai.OpenAI]:
     return [openai.OpenAI(base_url=f"{servers(kind)}/v1", api_key="none") for kind in SERVERS]
 
 
-def seen(reply, *left_out: str):
+def seen(reply):
     """What a client sees, but for what names a reply and its time."""
     content = reply.model_dump()
-    for name in ("id", "created", "metadata", *left_out):
+    for name in ("id", "created", "metadata"):
         content.pop(name, None)
     return json.loads(json.dumps(content), object_hook=_without_ids, parse_float=_rounded)
 

@@ -1,7 +1,7 @@
 """What a node that prefills leaves, and what one that decodes makes of it.
 
-No transfer between nodes runs without a device here: SGLang's own buffers, functions and request
-fields stand between the two.
+SGLang's own buffers, functions and request fields stand between the two, instead of a transfer:
+tests/served/test_disaggregation.py has one, where it is installed.
 Alone: pytest tests/serving/test_disaggregation.py
 """
 
@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from logits_processors import processor
 from sglang.srt.disaggregation.utils import MetadataBuffers
-from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative import eagle_disaggregation
@@ -68,16 +68,12 @@ def head() -> DraftHead:
         token_scripts=torch.tensor([Script.LATIN, Script.HAN] * (VOCAB // 2), dtype=torch.int8),
         routes={"en": "en", "zh": "zh"},
     )
-    processor = LogitsProcessor.__new__(LogitsProcessor)
-    torch.nn.Module.__init__(processor)
-    processor.logit_scale = processor.final_logit_softcapping = None
-    processor.do_tensor_parallel_all_gather = False
     weight = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(0))
     lm_head = SimpleNamespace(
         weight=weight,
         shard_indices=SimpleNamespace(org_vocab_start_index=0, org_vocab_end_index=VOCAB),
     )
-    return DraftHead(vocabulary, LMHeadRows.of(lm_head, weight.dtype), processor, SLOTS, TOP_K)
+    return DraftHead(vocabulary, LMHeadRows.of(lm_head, weight.dtype), processor(), SLOTS, TOP_K)
 
 
 class Request:

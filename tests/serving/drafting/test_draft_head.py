@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from logits_processors import processor
 
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving.drafting.draft_head import (
@@ -29,15 +29,6 @@ def vocabulary(own_tokens: int = 0) -> DraftVocabulary:
         routes={},
         own_tokens=own_tokens,
     )
-
-
-def processor(**fields) -> LogitsProcessor:
-    made = LogitsProcessor.__new__(LogitsProcessor)
-    torch.nn.Module.__init__(made)
-    made.logit_scale = fields.get("logit_scale")
-    made.final_logit_softcapping = fields.get("softcap")
-    made.do_tensor_parallel_all_gather = False
-    return made
 
 
 def rows(weight: torch.Tensor) -> LMHeadRows:

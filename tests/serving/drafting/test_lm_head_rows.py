@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from logits_processors import processor
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from fastmtp_sglang.serving.drafting import lm_head_rows
@@ -105,12 +105,8 @@ def test_drafts_of_a_quantized_lm_head(method):
         token_scripts=torch.zeros(VOCAB, dtype=torch.int8),
         routes={},
     )
-    processor = LogitsProcessor.__new__(LogitsProcessor)
-    torch.nn.Module.__init__(processor)
-    processor.logit_scale = processor.final_logit_softcapping = None
-    processor.do_tensor_parallel_all_gather = False
     lm_head = layer(method())
-    head = DraftHead(vocabulary, LMHeadRows.of(lm_head, torch.float32), processor, SLOTS)
+    head = DraftHead(vocabulary, LMHeadRows.of(lm_head, torch.float32), processor(), SLOTS)
     head.router.lists[[1, 2]] = torch.tensor([0, 1])
     slots = torch.tensor([2, 1])
     head.batch = SimpleNamespace(req_pool_indices=slots, forward_mode=ForwardMode.DECODE)
