@@ -70,7 +70,6 @@ def _other_algorithm(field: str, algorithm: str) -> Limit:
     )
 
 
-_NOT_YET = "is not supported by FASTMTP yet"
 _LOSSY = "would accept tokens that the model would not have produced"
 
 LIMITS: tuple[Limit, ...] = (
@@ -82,7 +81,6 @@ LIMITS: tuple[Limit, ...] = (
         "Remove it; K, top-k and rows of the other flags are the largest that are chosen.",
         "follows it",
     ),
-    Limit("speculative_use_block_verification", _NOT_YET, "Remove it.", "takes it on CUDA"),
     Limit(
         "enable_multi_layer_eagle",
         "drafts with one layer per step; FASTMTP applies one layer recursively",
@@ -94,12 +92,6 @@ LIMITS: tuple[Limit, ...] = (
         "makes a server that generates no tokens: there is nothing to draft",
         "Serve embeddings without --speculative-algorithm.",
         "does not check it",
-    ),
-    Limit(
-        "pp_size",
-        "must be 1: the head needs the target's embedding and lm_head on one pipeline stage",
-        "Use tensor parallelism (--tp-size).",
-        "takes it",
     ),
     *(
         _other_algorithm(field, algorithm)
@@ -171,16 +163,20 @@ ON_A_CPU: tuple[Limit, ...] = (
 _CHAIN_BACKENDS = ("trtllm_mha",)
 _TREE_BACKENDS_WITH_PAGES = ("flashinfer", "fa3", "triton")
 
+# Where drafts are drawn from the head's distribution.
+_DRAWN = ("speculative_use_rejection_sampling", "speculative_use_block_verification")
+
 # What --speculative-adaptive does not go with: attention ranks of other batches would choose other
-# shapes (SGLang's own policy refuses these too), the switch would lose what these wrap around
-# SGLang's attention, or (rejection sampling) a step after K = 0 has no distribution that its first
-# draft was drawn from.
+# shapes (SGLang's own policy refuses these too), the stages of a pipeline all take the rows that
+# the flags name, the switch would lose what these wrap around SGLang's attention, or (drawn drafts)
+# a step after K = 0 has no distribution that its first draft was drawn from.
 NOT_ADAPTIVE = (
     ("enable_dp_attention", False),
     ("attn_dp_size", 1),
+    ("pp_size", 1),
     ("enable_two_batch_overlap", False),
     ("enable_pdmux", False),
-    ("speculative_use_rejection_sampling", False),
+    *((field, False) for field in _DRAWN),
 )
 
 
@@ -214,6 +210,8 @@ def refuse(server_args: Any) -> None:
     Raises:
         FastMTPError: for the first argument that is refused.
     """
+    from sglang.srt.environ import envs
+
     refuse_any(server_args, LIMITS)
     if server_args.speculative_adaptive:
         for field, alone in NOT_ADAPTIVE:
@@ -222,14 +220,27 @@ def refuse(server_args: Any) -> None:
                     f"--speculative-adaptive does not work with {flag_of(field)} {value} yet. "
                     "Remove one of the two."
                 )
+    if server_args.pp_size > 1:
+        if not envs.SGLANG_ENABLE_PP_SPEC.get():
+            raise FastMTPError(
+                f"--pp-size {server_args.pp_size} needs the environment variable "
+                "SGLANG_ENABLE_PP_SPEC=1, SGLang's switch for pipelines that draft. Set it, or use "
+                "tensor parallelism (--tp-size)."
+            )
+        if server_args.disaggregation_mode != "null":
+            raise FastMTPError(
+                f"--pp-size {server_args.pp_size} does not work with --disaggregation-mode "
+                f"{server_args.disaggregation_mode} yet. Remove one of the two."
+            )
     drafted = shape(server_args)
-    if drafted.top_k > 1 and server_args.speculative_use_rejection_sampling:
-        raise FastMTPError(
-            f"--speculative-eagle-topk {drafted.top_k} does not work with "
-            "--speculative-use-rejection-sampling: that draws one draft after the other, and the "
-            "branches of a tree are not drawn. Remove one of the two; without it, a sampled token "
-            "is accepted with the target's probability."
-        )
+    for field in _DRAWN:
+        if drafted.top_k > 1 and getattr(server_args, field):
+            raise FastMTPError(
+                f"--speculative-eagle-topk {drafted.top_k} does not work with {flag_of(field)}: "
+                "that draws one draft after the other, and the branches of a tree are not drawn. "
+                "Remove one of the two; without it, a sampled token is accepted with the target's "
+                "probability."
+            )
 
 
 def shape(server_args: Any) -> TreeShape:

@@ -73,6 +73,7 @@ PARITY = (
     Feature("overlap scheduling, chunked prefill, prefix cache", YES, YES, "served/test_equality"),
     Feature("mixed chunks", YES, YES, "served/test_rejection"),
     Feature("`--speculative-use-rejection-sampling`", YES, YES, "served/test_sampling"),
+    Feature("`--speculative-use-block-verification`", YES, YES, "served/test_sampling"),
     Feature("draft trees", YES, YES, "served/test_tree"),
     Feature(
         "draft vocabularies",
@@ -94,9 +95,15 @@ PARITY = (
         "needs GPUs",
     ),
     Feature("tensor parallelism", YES, YES, "served/test_tensor_parallel"),
+    Feature(
+        "pipeline parallelism (`SGLANG_ENABLE_PP_SPEC=1`)",
+        "yes; seeds ignored",
+        "yes; seeds as on one stage",
+        "served/test_pipeline",
+    ),
     Feature("weights updated while serving", YES, YES, "served/test_weight_updates"),
     Feature("prefill/decode disaggregation", YES, YES, "served/test_disaggregation"),
-    Feature("DP attention", YES, "not proven; refused with a draft vocabulary", "needs GPUs"),
+    Feature("DP attention", YES, "not proven; refused on the CPU platform", "needs GPUs"),
 )
 
 

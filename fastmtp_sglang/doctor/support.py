@@ -30,7 +30,11 @@ WORKS = (
         "`seed` (`sampling_seed`): the same tokens with and without speculation",
         "tests/served/test_seeds.py",
     ),
-    ("--speculative-use-rejection-sampling, in distribution", "tests/served/test_sampling.py"),
+    (
+        "--speculative-use-rejection-sampling, --speculative-use-block-verification, in "
+        "distribution",
+        "tests/served/test_sampling.py",
+    ),
     (
         "logprobs of output and prompt, top-k; usage; streaming; hidden states",
         "tests/served/test_outputs.py",
@@ -66,6 +70,10 @@ WORKS = (
     (
         "two tensor-parallel ranks, draft vocabularies and --speculative-adaptive included",
         "tests/served/test_tensor_parallel.py",
+    ),
+    (
+        "two pipeline stages: seeds, penalties, grammars, logit processors, draft trees",
+        "tests/served/test_pipeline.py",
     ),
     (
         "prefill/decode disaggregation (Mooncake over TCP): languages, penalties, first drafts",
@@ -104,7 +112,9 @@ UNPROVEN = (
     "quantized targets; a quantized lm_head with a draft vocabulary (its rows are read through its "
     "layer; of a biased one all tokens are scored and masked), whose formats need GPUs",
     "prefill/decode disaggregation on GPUs",
-    "DP attention (refused together with a draft vocabulary)",
+    "DP attention; without --enable-dp-lm-head a draft vocabulary saves no time there (all tokens "
+    "are scored and masked)",
+    "pipelines on GPUs",
     "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
     "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",
     "LoRA adapters on the target, the head unadapted; --rl-on-policy-target",

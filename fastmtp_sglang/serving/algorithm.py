@@ -2,21 +2,22 @@
 
 `FastMTPAlgorithm` answers as a member of the EAGLE family (one draft model with its own KV cache,
 hidden states relayed from step to step) and supplies what SGLang's base class for plugins lacks.
-SGLang calls it twice in the main process before any weight is read: `refuse_unsupported` with the
-arguments as given, `handle_server_args` with the resolved ones.
+SGLang calls it in the main process before any weight is read: `hold_back` and `refuse_unsupported`
+with the arguments as given, `handle_server_args` with the resolved ones.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from fastmtp_sglang.contract import identity, limits
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.serving import lora
+from fastmtp_sglang.serving import eagle_checks
 from fastmtp_sglang.serving.requests import guards, http_app
 from fastmtp_sglang.serving.verification import stops
 
@@ -29,12 +30,15 @@ logger = logging.getLogger(__name__)
 
 # SGLang's default for the EAGLE family: each running request reserves slots for its drafts.
 DEFAULT_MAX_RUNNING_REQUESTS = 48
+# For which SGLang ends the start unless the algorithm's name is one of its own.
+_CHECKED_BY_NAME = ("speculative_use_block_verification",)
 
 
 class FastMTPAlgorithm(CustomSpecAlgo):
     """The registered algorithm; SGLang looks it up by name wherever it asks about speculation."""
 
     _adaptive = False
+    _held_back: ClassVar[tuple[str, ...]] = ()
 
     def is_eagle(self) -> bool:
         """Join the EAGLE family: draft model, draft KV cache, hidden states, verification."""
@@ -67,7 +71,11 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         needs_cpu_seq_lens: bool = True,
         needs_confidence_relay: bool = False,
     ) -> FutureMap:
-        """Buffers that relay draft state between overlapped iterations."""
+        """Buffers that relay draft state between overlapped iterations.
+
+        Each scheduler asks for them, those of a pipeline's first stages too, which have no worker.
+        """
+        install_in_scheduler()
         from sglang.srt.managers.overlap_utils import FutureMap
 
         return FutureMap(
@@ -83,6 +91,24 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         return disaggregation.draft_input(batch, last_tokens_tensor, future_map)
 
     @staticmethod
+    def hold_back(server_args: Any) -> None:
+        """Before SGLang looks at speculation: spare our flags a check of names.
+
+        Args:
+            server_args: SGLang's ServerArgs themselves.
+        """
+        from sglang.srt.arg_groups.model_override_base import resolving_view
+        from sglang.srt.arg_groups.overrides import declare_resolution
+
+        given = resolving_view(server_args)
+        if (given.speculative_algorithm or "").upper() != identity.ALGORITHM:
+            return
+        held_back = tuple(field for field in _CHECKED_BY_NAME if getattr(given, field))
+        FastMTPAlgorithm._held_back = held_back
+        if held_back:
+            declare_resolution(server_args, "fastmtp", **dict.fromkeys(held_back, False))
+
+    @staticmethod
     def refuse_unsupported(server_args: Any) -> None:
         """Refuse arguments that would be ignored or change the output.
 
@@ -90,8 +116,13 @@ class FastMTPAlgorithm(CustomSpecAlgo):
             FastMTPError: with the flag, its value, the reason and the remedy.
         """
         identity.announce()
+        for field in FastMTPAlgorithm._held_back:
+            setattr(server_args, field, True)
         limits.refuse(server_args)
-        lora.install()
+        eagle_checks.install_for_adapters()
+        if server_args.speculative_use_block_verification:
+            # As SGLang does for its own: it needs drafts that are drawn.
+            server_args.speculative_use_rejection_sampling = True
         # Between this and `handle_server_args` SGLang takes the flag away from all but its own
         # algorithms, with a warning that would be wrong here.
         FastMTPAlgorithm._adaptive = server_args.speculative_adaptive
@@ -165,13 +196,6 @@ class FastMTPAlgorithm(CustomSpecAlgo):
             if not beside_head.is_file():
                 return
             path = server_args.speculative_token_map = str(beside_head)
-        if server_args.attn_dp_size > 1:
-            raise FastMTPError(
-                f"--speculative-token-map {path} does not work with --attn-dp-size "
-                f"{server_args.attn_dp_size} (--enable-dp-attention) yet: a rank would need the "
-                f"languages of other ranks' requests. Remove one of the two (a {FILE_NAME} in the "
-                "head's directory counts too)."
-            )
         tokenizer = get_tokenizer(
             server_args.tokenizer_path or server_args.model_path,
             tokenizer_mode=server_args.tokenizer_mode,
@@ -185,28 +209,39 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         )
 
 
-def worker_class(server_args: Any) -> type:
-    """The worker factory: called once, in the scheduler process, before the draft is built."""
-    from sglang.srt.models.registry import ModelRegistry
+@cache
+def install_in_scheduler() -> None:
+    """Let this process follow what is served: stop rules, seeds, odd requests; once, and first.
+
+    What the worker puts in place wraps some of it.
+    """
     from sglang.srt.platforms import current_platform
 
-    from fastmtp_sglang.head.config import ARCHITECTURE
-    from fastmtp_sglang.serving.drafting import draft_room
-    from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
-    from fastmtp_sglang.serving.drafting.native_head import MiMoMTP
     from fastmtp_sglang.serving.verification import seeds
-    from fastmtp_sglang.serving.worker import FastMTPWorker
 
-    identity.announce()
     stops.install()
     seeds.install()
-    draft_room.install()
-    ModelRegistry.models[ARCHITECTURE] = FastMTPHead
-    ModelRegistry.models["MiMoMTP"] = MiMoMTP
     on_a_cpu = current_platform.is_out_of_tree() and current_platform.device_type == "cpu"
     guards.install_in_scheduler(on_a_cpu=on_a_cpu)
     if on_a_cpu:
         from fastmtp_sglang.serving.cpu import ops
 
         ops.install()
+
+
+def worker_class(server_args: Any) -> type:
+    """The worker factory: called once, in the scheduler process, before the draft is built."""
+    from sglang.srt.models.registry import ModelRegistry
+
+    from fastmtp_sglang.head.config import ARCHITECTURE
+    from fastmtp_sglang.serving.drafting import draft_room
+    from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
+    from fastmtp_sglang.serving.drafting.native_head import MiMoMTP
+    from fastmtp_sglang.serving.worker import FastMTPWorker
+
+    identity.announce()
+    install_in_scheduler()
+    draft_room.install()
+    ModelRegistry.models[ARCHITECTURE] = FastMTPHead
+    ModelRegistry.models["MiMoMTP"] = MiMoMTP
     return FastMTPWorker

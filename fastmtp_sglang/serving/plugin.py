@@ -9,7 +9,7 @@ import logging
 
 from fastmtp_sglang.contract import compat
 from fastmtp_sglang.contract.identity import ALGORITHM, announce
-from fastmtp_sglang.serving import refusals
+from fastmtp_sglang.serving import eagle_checks, refusals
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,16 @@ def register() -> None:
         validate_server_args=FastMTPAlgorithm.refuse_unsupported,
         spec_class=FastMTPAlgorithm,
     )(worker_class)
+    HookRegistry.register(
+        "sglang.srt.arg_groups.speculative_hook.handle_speculative_decoding",
+        FastMTPAlgorithm.hold_back,
+        HookType.BEFORE,
+    )
+    HookRegistry.register(
+        "sglang.srt.arg_groups.validation_hook.check_pipeline_parallel_compat",
+        eagle_checks.before_check,
+        HookType.BEFORE,
+    )
     HookRegistry.register(
         "sglang.srt.sampling.sampling_params.SamplingParams.verify",
         request_limits.check,

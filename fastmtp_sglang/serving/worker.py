@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.distributed import get_tp_group
+from sglang.srt.layers.utils.common import PPMissingLayer
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.platforms import current_platform
 from sglang.srt.runtime_context import get_disagg, get_observability, get_parallel, get_spec
@@ -40,6 +41,7 @@ from fastmtp_sglang.serving.drafting.draft_head import (
     NextTokenIds,
     path_probabilities,
 )
+from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
 from fastmtp_sglang.serving.drafting.lm_head_rows import LMHeadRows
 from fastmtp_sglang.serving.drafting.masked_draft_head import MaskedDraftHead
 from fastmtp_sglang.serving.requests.emitted_drafts import EmittedDrafts
@@ -105,6 +107,15 @@ class FastMTPDraftWorker(EagleDraftWorker):
             f"{self.topk})",
         )
 
+    def _resolve_shared_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's embedding and lm_head; on a later stage the head has the former itself."""
+        model, target = self.draft_runner.model, self.target_worker.model_runner.model
+        if isinstance(model, FastMTPHead) and any(
+            isinstance(module, PPMissingLayer) for module in target.modules()
+        ):
+            model.make_own_embedding(self.draft_runner.dtype, self.draft_runner.device)
+        return super()._resolve_shared_embed_and_head()
+
     def init_token_map(self) -> None:
         """No hot-token copy of the lm_head: drafting reads the shared one."""
         self.hot_token_id: NextTokenIds | None = None
@@ -145,14 +156,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
                 f"--speculative-token-map {path} does not work with {type(model).__name__}, which "
                 "computes its logits in its own way. Serve without it."
             )
-        processor, rows = model.logits_processor, None
-        if not get_spec().speculative_use_rejection_sampling:
-            rows = LMHeadRows.of(model.lm_head, self.draft_runner.dtype)
-            if rows is None:
-                logger.info(
-                    "The rows of this target's lm_head cannot be read by themselves: drafts are "
-                    "scored over all tokens and then kept to their lists, which saves no time."
-                )
+        processor = model.logits_processor
+        rows = LMHeadRows.for_drafts(model.lm_head, processor, self.draft_runner.dtype)
         if rows is None:
             device = self.draft_runner.device
             self.draft_head = MaskedDraftHead(vocabulary, processor, num_slots, device)
@@ -301,7 +306,7 @@ class FastMTPDraftWorker(EagleDraftWorker):
 
 
 class FastMTPWorker(EAGLEWorkerV2):
-    """The worker that SGLang's scheduler drives."""
+    """The worker that SGLang's scheduler drives; of a pipeline, that of the last stage."""
 
     def __init__(self, **kwargs: Any) -> None:
         # The base class names its draft worker in a module global and has no factory for it.

@@ -39,6 +39,7 @@ HONOURED = {
     "speculative_draft_window_size",
     "speculative_dsa_topk_backend",
     "speculative_token_map",
+    "speculative_use_block_verification",
     "speculative_use_rejection_sampling",
     "speculative_enable_w4a4_mxfp4_megamoe",
     "speculative_moe_a2a_backend",
@@ -129,6 +130,16 @@ def test_what_fits_passes(changes):
     limits.refuse(arguments(**changes))
 
 
+def test_a_pipeline_needs_sglangs_switch(monkeypatch):
+    with pytest.raises(FastMTPError, match=r"--pp-size 2 needs .* SGLANG_ENABLE_PP_SPEC=1"):
+        limits.refuse(arguments(pp_size=2))
+    monkeypatch.setenv("SGLANG_ENABLE_PP_SPEC", "1")
+    limits.refuse(arguments(pp_size=2))
+    for others in ({"speculative_adaptive": True}, {"disaggregation_mode": "prefill"}):
+        with pytest.raises(FastMTPError, match="does not work with"):
+            limits.refuse(arguments(pp_size=2, **others))
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_no_steps_are_refused(value):
     with pytest.raises(FastMTPError, match=f"--speculative-num-steps {value} must be at least 1"):
@@ -165,11 +176,15 @@ def test_a_tree_that_cannot_be_is_refused(shape, message):
         limits.refuse(given)
 
 
-def test_what_trees_do_not_go_with():
-    limits.refuse(arguments(speculative_use_rejection_sampling=True))
-    limits.refuse(arguments(speculative_eagle_topk=4, speculative_adaptive=True))
-    with pytest.raises(FastMTPError, match="does not work with --speculative-use-rejection-"):
-        limits.refuse(arguments(speculative_eagle_topk=4, speculative_use_rejection_sampling=True))
+@pytest.mark.parametrize(
+    "drawn", ["speculative_use_rejection_sampling", "speculative_use_block_verification"]
+)
+def test_drawn_drafts_are_those_of_a_chain_of_fixed_length(drawn):
+    limits.refuse(arguments(**{drawn: True}))
+    for other in ({"speculative_eagle_topk": 4}, {"speculative_adaptive": True}):
+        limits.refuse(arguments(**other))
+        with pytest.raises(FastMTPError, match=f"does not work with {limits.flag_of(drawn)}"):
+            limits.refuse(arguments(**{drawn: True}, **other))
 
 
 @pytest.mark.parametrize(

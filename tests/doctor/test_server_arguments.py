@@ -44,5 +44,7 @@ def test_a_server_for_real(tmp_path):
     model = ["--model-path", str(models.target(tmp_path / "model"))]
     fast = [*model, "--speculative-algorithm", "fastmtp"]
     assert server_arguments.check(model) == []
-    refused = server_arguments.check([*fast, "--is-embedding", "--pp-size", "2"])
-    assert [message.split()[0] for message in refused] == ["--is-embedding", "--pp-size"]
+    flags = ["--enable-multi-layer-eagle", "--is-embedding"]
+    refused = server_arguments.check([*fast, *reversed(flags)])
+    # In the order of the table.
+    assert [message.split()[0] for message in refused] == flags

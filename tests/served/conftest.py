@@ -45,6 +45,10 @@ _ENV = {
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
         for kind in ("", "routed-", "own-", "adaptive-")
     },
+    **{
+        kind: {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_PP_SPEC": "1"}
+        for kind in ("qwen3-stages", "qwen3-stages-tree")
+    },
 }
 # In interpreters of their own, by either command of SGLang's; others are forked.
 _COMMANDS = {
@@ -73,6 +77,7 @@ _ORDER = (
     ),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "seeds", "rejection", "tree", "tensor_parallel", "families"),
+    "pipeline",
     "tokenizer_workers",
 )
 
@@ -152,6 +157,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     # Its keys and values take 46 kB a token; the longest prompt is of 1,500 tokens.
     real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
     two_ranks = ("--tp-size", "2")
+    stages = ("--pp-size", "2", "--enable-custom-logit-processor")
     chat = ("--chat-template", "chatml")
     deterministic = "--enable-deterministic-inference"
     processors = "--enable-custom-logit-processor"
@@ -182,6 +188,10 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "mimo-rejection": (
             checkpoints.mimo,
             (*speculate, "--speculative-use-rejection-sampling"),
+        ),
+        "mimo-block": (
+            checkpoints.mimo,
+            (*speculate, "--speculative-use-block-verification"),
         ),
         # While prompts come in, running requests share their chunks and draft nothing.
         "mimo-mixed": (
@@ -300,6 +310,15 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
         "qwen3-listed": (
             checkpoints.qwen3,
             (*speculate, draft, f"{checkpoints.qwen3}-head"),
+        ),
+        "qwen3": (checkpoints.qwen3, ()),
+        "qwen3-stages": (
+            checkpoints.qwen3,
+            (*speculate, draft, f"{checkpoints.qwen3}-head", *stages),
+        ),
+        "qwen3-stages-tree": (
+            checkpoints.qwen3,
+            (*speculate, draft, f"{checkpoints.qwen3}-head", *stages, *_tree(3, 2, 8)),
         ),
         "gemma-listed": (
             checkpoints.gemma,

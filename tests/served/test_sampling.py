@@ -2,7 +2,7 @@
 
 Two-sample chi-square of the tokens at each place and of the first pairs; the draws are seeded by
 the servers, so a right build fails one of these tests in 4,000 runs.
-Run alone: pytest tests/served/test_sampling.py (starts three tiny servers).
+Run alone: pytest tests/served/test_sampling.py (starts four tiny servers).
 """
 
 import pytest
@@ -17,7 +17,7 @@ SETTINGS = (
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("kind", ["mimo-native", "mimo-rejection"])
+@pytest.mark.parametrize("kind", ["mimo-native", "mimo-rejection", "mimo-block"])
 def test_distribution_of_each_place(servers, kind, settings):
     fast = sampled(servers(kind), **settings)
     base = sampled_alone(servers("mimo"), tuple(settings.items()))

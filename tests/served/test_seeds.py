@@ -59,7 +59,7 @@ def baseline(servers):
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *((kind, FEW) for kind in ("mimo-native", "mimo-rejection", "mimo-tree")),
+        *((kind, FEW) for kind in ("mimo-native", "mimo-rejection", "mimo-block", "mimo-tree")),
         *(
             pytest.param(kind, MANY, marks=pytest.mark.slow)
             for kind in ("mimo-one", "mimo-native", "mimo-tree", "mimo-adaptive")

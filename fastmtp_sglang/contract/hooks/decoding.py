@@ -12,6 +12,7 @@ _STATE_ARGS = "speculative_num_steps speculative_num_draft_tokens cuda_graph_bs"
 _ORGANIZE_ARGS = "score_list token_list parents_list num_draft_token"
 _WORKER_ARGS = "server_args gpu_id nccl_port target_worker"
 _GEMMA = "sglang.srt.models.gemma3_causal"
+_CHECKS = "sglang.srt.arg_groups.validation_hook"
 _ANGLES = "position_embeddings_global position_embeddings_local"
 
 HOOKS: tuple[Hook, ...] = (
@@ -51,6 +52,11 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_token_map", ""),
     Hook("call", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.init_lm_head", ""),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.alloc_memory_pool"),
+    Hook(
+        "override",
+        f"{_SPEC}.eagle_worker_v2:EagleDraftWorker._resolve_shared_embed_and_head",
+        "",
+    ),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EagleDraftWorker.draft_forward", "forward_batch"),
     Hook(
         "override",
@@ -139,6 +145,18 @@ HOOKS: tuple[Hook, ...] = (
     Hook("override", f"{_SIZING}:get_req_to_token_extra_context_len", ""),
     Hook("call", f"{_SIZING}:get_alloc_reserve_per_decode", ""),
     Hook("call", "sglang.srt.distributed.parallel_state:get_tp_group", ""),
+    Hook("read", "sglang.srt.layers.utils.common:PPMissingLayer"),
+    # What is resolved and checked before a server starts.
+    Hook(
+        "override",
+        "sglang.srt.arg_groups.speculative_hook:handle_speculative_decoding",
+        "server_args",
+    ),
+    Hook("override", f"{_CHECKS}:check_pipeline_parallel_compat", "cfg"),
+    Hook("call", "sglang.srt.arg_groups.overrides:declare_resolution", "server_args source"),
+    Hook("read", "sglang.srt.environ:Envs.SGLANG_ENABLE_PP_SPEC"),
+    # Disaggregation.
+    Hook("read", "sglang.srt.environ:Envs.SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX"),
     Hook("call", "sglang.srt.runtime_context:get_spec", ""),
     Hook("call", "sglang.srt.runtime_context:get_observability", ""),
     Hook("call", "sglang.srt.runtime_context:get_parallel", ""),

@@ -136,7 +136,7 @@ def sample_chain_from_proposal(
     deterministic: bool,
     block_verification: bool = False,
 ) -> None:
-    """Accept a draft that was drawn from q with min(1, p/q); else draw from (p - q)+.
+    """Accept drafts that were drawn from q, one by one or as a block; else draw from what is left.
 
     Rejection sampling (arXiv 2302.01318), lossless for any q that the drafts were drawn from: one
     that is 0 outside a draft list leaves all of p there to the residual, which spans the full
@@ -158,28 +158,24 @@ def sample_chain_from_proposal(
         threshold_single: must be 1, see raises.
         threshold_acc: must be 1.
         deterministic: unused, always deterministic given the coins.
-        block_verification: must be False.
+        block_verification: decide about the drafts together (arXiv 2403.10444), which accepts at
+            least as many on average.
 
     Raises:
-        ValueError: a threshold below 1, which would accept more than the target allows, or block
-            verification, for which there is no operator here.
+        ValueError: a threshold below 1, which would accept more than the target allows.
     """
     check_thresholds(threshold_single, threshold_acc)
-    if block_verification:
-        raise ValueError("block verification has no operator on the CPU platform")
     drafts = candidates[:, 1:].to(torch.int64)
     bs, n, _ = target_probs.shape
-    index = drafts.unsqueeze(2)
-    p = target_probs[:, :-1].gather(2, index).squeeze(2)
-    q = draft_probs.gather(2, index).squeeze(2)
-    agreed = uniform_samples[:, : n - 1] * q < p
-    accepted = agreed.to(torch.int32).cumprod(1).sum(1)
+    accept = _accept_together if block_verification else _accept_one_by_one
+    last, share = accept(drafts, uniform_samples[:, : n - 1], target_probs, draft_probs)
 
-    rows, last = torch.arange(bs), accepted.to(torch.int64)
+    rows = torch.arange(bs)
     final_probs = target_probs[rows, last]
     if n > 1:
         rejected = (last < n - 1).unsqueeze(1)
-        residual = (final_probs - draft_probs[rows, last.clamp(max=n - 2)]).clamp(min=0)
+        proposed = draft_probs[rows, last.clamp(max=n - 2)]
+        residual = (share.unsqueeze(1) * final_probs - proposed).clamp(min=0)
         # Nothing is left only where q is p up to rounding.
         rejected &= residual.sum(1, keepdim=True) > 0
         final_probs = torch.where(rejected, residual, final_probs)
@@ -188,9 +184,57 @@ def sample_chain_from_proposal(
     tokens[rows, last] = sample_from(final_probs, uniform_samples_for_final_sampling)
 
     predicts.copy_(tokens.flatten())
-    accept_token_num.copy_(accepted)
-    kept = torch.arange(n) <= accepted.unsqueeze(1)
+    accept_token_num.copy_(last)
+    kept = torch.arange(n) <= last.unsqueeze(1)
     accept_index.copy_(torch.where(kept, retrive_index, -1))
+
+
+def _accept_one_by_one(
+    drafts: Tensor, coins: Tensor, p: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Accept each draft with min(1, p/q), up to the first that is not.
+
+    Args:
+        drafts: int64 [bs, K].
+        coins: [bs, K] in [0, 1).
+        p: [bs, K + 1, V], the target's.
+        q: [bs, K, V], what the drafts were drawn from.
+
+    Returns:
+        int64 [bs] accepted drafts, and [bs] by how much p counts in the residual behind them.
+    """
+    said, proposed = _of_drafts(drafts, p, q)
+    accepted = (coins * proposed < said).to(torch.int32).cumprod(1).sum(1)
+    return accepted.to(torch.int64), torch.ones(len(drafts))
+
+
+def _accept_together(drafts: Tensor, coins: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept the longest run of drafts that its own coin lets through (arXiv 2403.10444, alg. 2).
+
+    A run's share is how much of its probability under q the target has use for; a draft that is too
+    likely is made good by one before it that was not likely enough. Arguments and results are those
+    of `_accept_one_by_one`.
+    """
+    bs, steps = drafts.shape
+    said, proposed = _of_drafts(drafts, p, q)
+    ratios = torch.where(proposed > 0, said / proposed, 0.0)
+    shares = torch.ones(bs, steps + 1)
+    accepted = torch.zeros(bs, dtype=torch.int64)
+    for k in range(1, steps + 1):
+        share = (shares[:, k - 1] * ratios[:, k - 1]).clamp(max=1.0)
+        shares[:, k] = chance = share
+        if k < steps:
+            left = (share.unsqueeze(1) * p[:, k] - q[:, k]).clamp(min=0).sum(1)
+            # Of a share of 1 all runs pass, also where q is p and nothing is left.
+            chance = torch.where(share < 1.0, left / (left + 1.0 - share), 1.0)
+        accepted = torch.where(coins[:, k - 1] < chance, k, accepted)
+    return accepted, shares[torch.arange(bs), accepted]
+
+
+def _of_drafts(drafts: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """What p and q say of the drafts themselves, [bs, K] each."""
+    index = drafts.unsqueeze(2)
+    return p[:, :-1].gather(2, index).squeeze(2), q.gather(2, index).squeeze(2)
 
 
 def check_thresholds(single: float, accumulated: float) -> None:

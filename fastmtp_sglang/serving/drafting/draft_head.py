@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.runtime_context import get_parallel
 
 from fastmtp_kernels.draft_logits import DraftOptions
 from fastmtp_kernels.factory import make_draft_logits
@@ -88,7 +89,7 @@ class DraftHead:
         self._logits = make_draft_logits(weight, slots, options, self.router.own_tokens)
         self._logits.warm_up()
         self._fillers = every_token[:top_k].to(weight.device)
-        self._gathers = processor.do_tensor_parallel_all_gather
+        self._shares = _ranks_with_other_rows(processor)
         self.is_stale = False
         self.batch: ForwardBatch | None = None
         self.next_ids = torch.zeros(
@@ -131,8 +132,9 @@ class DraftHead:
             first = torch.arange(0, rows, width, device=slots.device)
             chosen, width = first + self.batch.spec_info.num_accept_tokens - 1, 1
         tokens = self._logits(hidden_states[chosen], lists, request_slots)
-        if self._gathers:
-            tokens = self._logits.merge(_gather(tokens.keys), _gather(tokens.log_sum_exp))
+        if self._shares is not None:
+            shares = (_gather(x, self._shares) for x in (tokens.keys, tokens.log_sum_exp))
+            tokens = self._logits.merge(*shares)
         ids = tokens.ids
         if tokens.log_sum_exp is not None:
             shares = tokens.scores - tokens.log_sum_exp.unsqueeze(1)
@@ -201,11 +203,19 @@ def _check_lists(vocabulary: DraftVocabulary, top_k: int) -> None:
             )
 
 
-def _gather(tensor: Tensor | None) -> Tensor | None:
-    """One tensor [B, ...] of each tensor-parallel rank, [ranks, B, ...]."""
-    from sglang.srt.distributed import get_tp_group
+def _ranks_with_other_rows(processor: LogitsProcessor) -> Any:
+    """SGLang's group of the ranks that share an lm_head, None where each has all of it.
 
+    With --enable-dp-lm-head only the ranks that share a request's attention do.
+    """
+    if not processor.do_tensor_parallel_all_gather:
+        return None
+    parallel = get_parallel()
+    return parallel.attn_tp_group if processor.use_attn_tp_group else parallel.tp_group
+
+
+def _gather(tensor: Tensor | None, group: Any) -> Tensor | None:
+    """One tensor [B, ...] of each rank, [ranks, B, ...]."""
     if tensor is None:
         return None
-    group = get_tp_group()
     return group.all_gather(tensor, dim=0).view(group.world_size, *tensor.shape)

@@ -40,6 +40,7 @@ _BLOCKS = {
 
 # How the names of a target's tensors begin, and none of a head's.
 _OF_A_TARGET = ("model.", "lm_head.")
+_TARGET_EMBEDDING = "model.embed_tokens.weight"
 
 # Checkpoint names of the projections that SGLang keeps fused.
 _FUSED = (
@@ -95,6 +96,7 @@ class FastMTPHead(nn.Module):
             self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width)
             self.lm_head = ParallelLMHead(config.vocab_size, width)
         self._is_loaded = False
+        self._has_own_embedding = False
 
     @torch.no_grad()
     def forward(
@@ -129,6 +131,19 @@ class FastMTPHead(nn.Module):
         self.embed_tokens.weight = embed
         self.lm_head.weight = head
 
+    def make_own_embedding(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Room for the target's embedding [V, D], where another pipeline stage holds the target's.
+
+        SGLang fills it from the target's checkpoint, and updates of the target's weights do too.
+        """
+        if not self._has_own_embedding:
+            config = self.config
+            with torch.device(device):
+                self.embed_tokens = VocabParallelEmbedding(
+                    config.vocab_size, config.hidden_size, params_dtype=dtype
+                )
+            self._has_own_embedding = True
+
     def set_lm_head_from_target(self, target_lm_head: nn.Module) -> None:
         """Share the module too: a quantized or repacked lm_head is more than its weight.
 
@@ -147,7 +162,7 @@ class FastMTPHead(nn.Module):
         """Load a head directory's tensors; later, those of them that an update brings.
 
         An update of the target's weights passes the target's tensors here too, which leave the head
-        as it is.
+        as it is, but for an embedding of its own.
 
         Raises:
             FastMTPError: a tensor is unknown to the head, or one of the head's is not in the files.
@@ -158,6 +173,8 @@ class FastMTPHead(nn.Module):
         for name, tensor in weights:
             if name not in expected:
                 if self._is_loaded and name.startswith(_OF_A_TARGET):
+                    if self._has_own_embedding and name == _TARGET_EMBEDDING:
+                        self.embed_tokens.weight_loader(self.embed_tokens.weight, tensor)
                     continue
                 raise FastMTPError(
                     f"The head's checkpoint holds {name}, which a {self.config.family} head does "

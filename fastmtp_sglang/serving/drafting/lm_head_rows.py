@@ -12,6 +12,8 @@ import logging
 from typing import Any
 
 import torch
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.runtime_context import get_spec
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,32 @@ class LMHeadRows:
             rows.nbytes >> 20,
         )
         return cls(lm_head, rows, dtype)
+
+    @classmethod
+    def for_drafts(
+        cls, lm_head: Any, processor: LogitsProcessor, dtype: torch.dtype
+    ) -> LMHeadRows | None:
+        """`of` where drafts can be scored by rows; None, and why in the log, where they cannot.
+
+        Rejection sampling needs the distribution over all tokens. Data-parallel attention scores
+        the rows of all ranks together, of which each knows the lists of its own requests alone,
+        unless every rank has all of the lm_head (--enable-dp-lm-head).
+        """
+        if get_spec().speculative_use_rejection_sampling:
+            return None
+        why = "the rows of this target's lm_head cannot be read by themselves"
+        rows = None
+        if processor.do_tensor_parallel_all_gather_dp_attn:
+            why = "--enable-dp-attention without --enable-dp-lm-head scores the rows of all ranks"
+        else:
+            rows = cls.of(lm_head, dtype)
+        if rows is None:
+            logger.info(
+                "Drafts are scored over all tokens and then kept to their lists, which saves no "
+                "time: %s.",
+                why,
+            )
+        return rows
 
     def refresh(self) -> None:
         """Read them again, after an update of the weights."""

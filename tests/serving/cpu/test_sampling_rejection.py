@@ -1,7 +1,8 @@
 """Rejection sampling with drafts that SGLang draws from a draft list emits the target's tokens.
 
 Each case drafts and verifies 200,000 independent chains from SEED; the distribution of every token,
-given the ones before, is judged by chi-square, p > 0.001 (Bonferroni over the ones before).
+given the ones before, is judged by chi-square, p > 0.001 (Bonferroni over the ones before). Block
+verification decides about several tokens at once, so there whole answers are judged.
 Alone: pytest tests/serving/cpu/test_sampling_rejection.py
 """
 
@@ -49,27 +50,29 @@ def draft(logits: torch.Tensor, ids: list[int], temperature: float = 1.0):
     return torch.cat(drafts, dim=1), torch.stack(proposals, dim=1)
 
 
-def verify(drafts: torch.Tensor, q: torch.Tensor, target: torch.Tensor):
-    """Tokens [TRIALS, K + 1] and how many of each row were emitted."""
-    predicts = torch.zeros(TRIALS * (K + 1), dtype=torch.int32)
+def verify(drafts: torch.Tensor, q: torch.Tensor, target: torch.Tensor, as_block: bool = False):
+    """Tokens [TRIALS, n] and how many of each row were emitted."""
+    n = drafts.shape[1] + 1
+    predicts = torch.zeros(TRIALS * n, dtype=torch.int32)
     accepted = torch.zeros(TRIALS, dtype=torch.int32)
     sampling.sample_chain_from_proposal(
         predicts=predicts,
-        accept_index=torch.zeros(TRIALS, K + 1, dtype=torch.int32),
+        accept_index=torch.zeros(TRIALS, n, dtype=torch.int32),
         accept_token_num=accepted,
         candidates=torch.cat((torch.zeros(TRIALS, 1, dtype=torch.int64), drafts), dim=1),
-        retrive_index=torch.arange(TRIALS * (K + 1)).view(TRIALS, K + 1),
+        retrive_index=torch.arange(TRIALS * (n)).view(TRIALS, n),
         retrive_next_token=None,
         retrive_next_sibling=None,
-        uniform_samples=torch.rand(TRIALS, K + 1),
+        uniform_samples=torch.rand(TRIALS, n),
         uniform_samples_for_final_sampling=torch.rand(TRIALS),
         target_probs=target.expand(TRIALS, -1, -1),
         draft_probs=q,
         threshold_single=1.0,
         threshold_acc=1.0,
         deterministic=True,
+        block_verification=as_block,
     )
-    return predicts.view(TRIALS, K + 1).long(), accepted.long() + 1
+    return predicts.view(TRIALS, n).long(), accepted.long() + 1
 
 
 def p_value(tokens: torch.Tensor, probs: torch.Tensor) -> float:
@@ -140,11 +143,69 @@ def test_emitted_tokens_follow_the_target(name):
         assert min(pvalues) * len(pvalues) > 0.001
 
 
-def test_an_equal_proposal_is_always_accepted():
+@pytest.mark.parametrize("as_block", [False, True])
+def test_an_equal_proposal_is_always_accepted(as_block):
     torch.manual_seed(SEED)
     drafts, q = draft(TARGET[:K].log(), EVERYTHING)
-    _, emitted = verify(drafts, q, torch.cat((q[0], TARGET[K:])))
+    _, emitted = verify(drafts, q, torch.cat((q[0], TARGET[K:])), as_block)
     assert (emitted == K + 1).all()
+
+
+def walks(table: torch.Tensor, first: torch.Tensor, steps: int):
+    """Tokens [TRIALS, steps] that follow `first` by the table of each token's successors."""
+    tokens = [first]
+    for _ in range(steps):
+        tokens.append(torch.multinomial(table[tokens[-1]], 1).squeeze(1))
+    return torch.stack(tokens[1:], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard", "half", "certain"])
+def test_a_block_is_accepted_so_that_whole_answers_follow_the_target(kind):
+    """Both depend on the token before; what verification does not decide, the target goes on with.
+
+    Of four tokens and three drafts there are 256 answers. The block accepts at least as many drafts
+    as one after the other does (arXiv 2403.10444, theorem 2).
+    """
+    size, steps = 4, 3
+    generator = torch.Generator().manual_seed(SEED)
+    said, proposed = (1.5 * torch.randn(2, size, size, generator=generator)).unbind(0)
+    if kind == "hard":
+        proposed = 3 * proposed
+    if kind == "half":
+        proposed[:, 2:] = -torch.inf
+    p, q = said.softmax(1), proposed.softmax(1)
+    if kind == "certain":
+        p = torch.eye(size)[p.argmax(1)]
+    torch.manual_seed(SEED)
+    start = torch.zeros(TRIALS, dtype=torch.int64)
+    drafts = walks(q, start, steps)
+    before = torch.cat((start.unsqueeze(1), drafts), dim=1)
+    tokens, emitted = verify(drafts, q[before[:, :-1]], p[before], as_block=True)
+    _, one_by_one = verify(drafts, q[before[:, :-1]], p[before])
+
+    for place in range(1, steps + 1):
+        later = torch.multinomial(p[tokens[:, place - 1]], 1).squeeze(1)
+        tokens[:, place] = torch.where(emitted > place, tokens[:, place], later)
+    answers, shares = torch.zeros(TRIALS, dtype=torch.int64), p[0].double()
+    for place in range(steps + 1):
+        answers = size * answers + tokens[:, place]
+        if place:
+            shares = (shares.unsqueeze(1) * p.double().repeat(len(shares) // size, 1)).flatten()
+    counts, possible = answers.bincount(minlength=len(shares)).double(), shares > 0
+    assert counts[~possible].sum() == 0
+    if kind == "certain":
+        assert torch.equal(emitted, one_by_one)
+        return
+    # Chi-square wants some of each: the rarest answers count as one.
+    rare = shares * TRIALS < 5
+    expected = torch.cat((shares[~rare], shares[rare].sum().unsqueeze(0))) * TRIALS
+    observed = torch.cat((counts[~rare], counts[rare].sum().unsqueeze(0)))
+    kept = expected > 0
+    assert chisquare(observed[kept], expected[kept] / expected.sum() * TRIALS).pvalue > 0.001
+    more = (emitted - one_by_one).double()
+    noise = 4 * more.std() / TRIALS**0.5
+    # Half of the tokens leave little that one draft could make good for another.
+    assert more.mean() > (-noise if kind == "half" else noise)
 
 
 def test_thresholds_that_change_the_distribution_are_refused():

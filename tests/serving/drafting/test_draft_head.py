@@ -7,6 +7,7 @@ import torch
 from logits_processors import processor
 
 from fastmtp_sglang.errors import FastMTPError
+from fastmtp_sglang.serving.drafting import draft_head
 from fastmtp_sglang.serving.drafting.draft_head import (
     DraftHead,
     DraftLogitsProcessor,
@@ -244,3 +245,44 @@ def test_own_tokens_are_drafted_along_with_the_list(weight, top_k: int):
                 scores = weight[of_slot[slot]].double() @ row.double()
                 expected = of_slot[slot][scores.topk(top_k).indices]
                 assert torch.equal(made.next_ids[slot, branch], expected)
+
+
+class Ranks:
+    """A group of two ranks, of which the other has drafted `theirs`."""
+
+    world_size = 2
+
+    def __init__(self, theirs: tuple[torch.Tensor, ...] = ()) -> None:
+        self.theirs = iter(theirs)
+
+    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        return torch.cat((tensor, next(self.theirs)), dim=dim)
+
+
+@pytest.mark.parametrize("attention_alone", [False, True], ids=["all ranks", "dp lm_head"])
+def test_ranks_that_share_an_lm_head_draft_together(monkeypatch, weight, attention_alone):
+    """What they draft is what one rank with all rows would; of others nothing is asked."""
+    groups = SimpleNamespace(tp_group=Ranks(), attn_tp_group=Ranks())
+    group = groups.attn_tp_group if attention_alone else groups.tp_group
+    monkeypatch.setattr(draft_head, "get_parallel", lambda: groups)
+    hidden = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
+    asked, keys = batch([1, 2]), []
+    heads = []
+    for share in (torch.arange(VOCAB // 2), torch.arange(VOCAB // 2, VOCAB)):
+        of_two = processor()
+        of_two.do_tensor_parallel_all_gather = True
+        of_two.use_attn_tp_group = attention_alone
+        first = int(share[0])
+        shard = SimpleNamespace(org_vocab_start_index=first, org_vocab_end_index=first + VOCAB // 2)
+        lm_head = SimpleNamespace(weight=weight[share], shard_indices=shard)
+        made = DraftHead(vocabulary(), LMHeadRows.of(lm_head, weight.dtype), of_two, SLOTS)
+        made.router.lists[[1, 2]] = torch.tensor([EVEN, ODD])
+        made.batch = asked
+        heads.append(made)
+        lists = made.router.lists[asked.req_pool_indices]
+        keys.append(made._logits(hidden, lists, asked.req_pool_indices).keys.clone())
+    group.theirs = iter(keys[1:])
+    heads[0].score(hidden)
+    scores = hidden @ weight.T
+    scores[0, 1::2] = scores[1, ::2] = -torch.inf
+    assert heads[0].next_ids[[1, 2], 0, 0].tolist() == scores.argmax(1).tolist()

@@ -3,6 +3,7 @@
 Alone: pytest tests/serving/drafting/test_lm_head_rows.py
 """
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -148,3 +149,25 @@ def test_a_plain_weight_is_read_where_it_lies():
 )
 def test_rows_that_cannot_be_read(fields):
     assert LMHeadRows.of(SimpleNamespace(shard_indices=None, **fields), torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("drawn", "together", "why"),
+    [
+        (False, False, None),
+        (False, True, "without --enable-dp-lm-head"),
+        # Whose log line is another's.
+        (True, False, ""),
+    ],
+)
+def test_where_drafts_are_scored_over_all_tokens(monkeypatch, caplog, drawn, together, why):
+    spec = SimpleNamespace(speculative_use_rejection_sampling=drawn)
+    monkeypatch.setattr(lm_head_rows, "get_spec", lambda: spec)
+    of_all = processor()
+    of_all.do_tensor_parallel_all_gather_dp_attn = together
+    plain = SimpleNamespace(weight=torch.randn(VOCAB, WIDTH), shard_indices=None)
+    with caplog.at_level(logging.INFO):
+        rows = LMHeadRows.for_drafts(plain, of_all, torch.float32)
+    assert (rows is None) == (why is not None)
+    assert (why or "") in caplog.text
+    assert bool(caplog.text) == bool(why)

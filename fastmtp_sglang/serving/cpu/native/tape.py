@@ -87,12 +87,14 @@ class Recording(TorchDispatchMode):
                 raise NotRecordable(f"{name} of an operator are not those of the pass")
         self._ops.append(op.copy())
 
-    def tape(self, output: Tensor) -> Tape:
+    def tape(self, output: object) -> Tape:
         """The tape of what was noted; `output` [rows, width] is what the pass returns.
 
         Raises:
-            NotRecordable: the output was not computed by an operator.
+            NotRecordable: the output was not computed by an operator, or is more than one tensor.
         """
+        if not isinstance(output, Tensor):
+            raise NotRecordable(f"a {type(output).__name__}")
         ops = np.stack(self._ops)
         starts = np.array([tensor.data_ptr() for tensor in self._owned])
         sizes = np.array([tensor.nbytes for tensor in self._owned])

@@ -1,14 +1,14 @@
-"""SGLang's check of what goes with adapters knows FASTMTP, and nothing else by our doing.
+"""SGLang's checks by name know FASTMTP, and nothing else by our doing.
 
-Alone: pytest tests/serving/test_lora.py
+Alone: pytest tests/serving/test_eagle_checks.py
 """
 
 from types import SimpleNamespace
 
 import pytest
-from sglang.srt.arg_groups import lora_hook
+from sglang.srt.arg_groups import lora_hook, validation_hook
 
-from fastmtp_sglang.serving import lora
+from fastmtp_sglang.serving import eagle_checks
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def check(monkeypatch):
     stock = getattr(stock, "__wrapped__", stock)
     monkeypatch.setattr(lora_hook, "check_lora_speculative_compatibility", stock)
     monkeypatch.setattr(lora_hook, "resolving_view", lambda server_args: server_args)
-    lora.install()
+    eagle_checks.install_for_adapters()
     installed = lora_hook.check_lora_speculative_compatibility
-    lora.install()
+    eagle_checks.install_for_adapters()
     assert lora_hook.check_lora_speculative_compatibility is installed
     return installed
 
@@ -49,3 +49,19 @@ def test_what_eagle_refuses(check):
 def test_other_algorithms_are_sglangs_affair(check):
     with pytest.raises(ValueError, match="not STANDALONE"):
         check(arguments("STANDALONE"))
+
+
+def test_pipelines_go_with_the_family():
+    """The check is SGLang's, which pytest's process has patched or not."""
+    check = validation_hook.check_pipeline_parallel_compat
+    check = getattr(check, "__wrapped__", check)
+    fields = {"disable_overlap_schedule": True, "enable_multi_layer_eagle": False}
+    (given,), named = eagle_checks.before_check(arguments("fastmtp", **fields))
+    assert (given.speculative_algorithm, named) == ("EAGLE", {})
+    assert given.disable_overlap_schedule
+    for name in ("NGRAM", "FASTMTP"):
+        with pytest.raises(AssertionError, match="only supports EAGLE"):
+            check(arguments(name, **fields))
+    for name in ("NGRAM", "EAGLE", None):
+        others = arguments(name, **fields)
+        assert eagle_checks.before_check(others) == ((others,), {})
