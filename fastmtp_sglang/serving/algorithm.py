@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 # SGLang's default for the EAGLE family: each running request reserves slots for its drafts.
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 # For which SGLang ends the start unless the algorithm's name is one of its own.
-_CHECKED_BY_NAME = ("speculative_use_block_verification",)
+_CHECKED_BY_NAME = (
+    "speculative_use_block_verification",
+    "disaggregation_decode_enable_radix_cache",
+)
 
 
 class FastMTPAlgorithm(CustomSpecAlgo):

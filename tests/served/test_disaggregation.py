@@ -49,7 +49,11 @@ def nodes(checkpoints, tmp_path_factory):
         # Only so do SGLang's own penalties see the tokens before (`penalties`).
         "alone": ["--disable-overlap-schedule"],
         "prefill": [*both, "--disaggregation-mode", "prefill"],
-        "decode": [*both, "--disaggregation-mode", "decode"],
+        # Of a prompt that it has met, this one keeps what it has, and only the rest crosses.
+        "decode": [
+            *(*both, "--disaggregation-mode", "decode"),
+            "--disaggregation-decode-enable-radix-cache",
+        ],
     }
     servers = [
         ServerProcess(

@@ -65,6 +65,7 @@ class FastMTPHead(nn.Module):
 
     # A platform may put its own operator in its place.
     join = staticmethod(join)
+    _has_own_embedding = False
 
     def __init__(
         self,
@@ -96,7 +97,6 @@ class FastMTPHead(nn.Module):
             self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width)
             self.lm_head = ParallelLMHead(config.vocab_size, width)
         self._is_loaded = False
-        self._has_own_embedding = False
 
     @torch.no_grad()
     def forward(

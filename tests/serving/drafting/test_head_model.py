@@ -121,6 +121,34 @@ def test_an_update_may_bring_some_of_them_and_the_targets(head, saved):
     assert_loaded(head, saved)
 
 
+class Embedding(nn.Embedding):
+    """SGLang's, of one rank."""
+
+    def __init__(self, rows: int, width: int, params_dtype: torch.dtype) -> None:
+        super().__init__(rows, width, dtype=params_dtype)
+
+    def weight_loader(self, parameter, tensor):
+        parameter.data.copy_(tensor)
+
+
+def test_a_later_stage_keeps_an_embedding_of_its_own(monkeypatch, head, saved):
+    """Which updates of the target's weights reach; elsewhere they leave the head as it is."""
+    monkeypatch.setattr(head_model, "VocabParallelEmbedding", Embedding)
+    head.config = SimpleNamespace(family="a", vocab_size=6, hidden_size=4)
+    head.load_weights(saved.items())
+    update = "model.embed_tokens.weight", torch.full((6, 4), 3.0)
+    head.load_weights([update])
+    assert head.embed_tokens.weight.is_meta
+    head.make_own_embedding(torch.bfloat16, "cpu")
+    own = head.embed_tokens
+    assert (own.weight.shape, own.weight.dtype) == ((6, 4), torch.bfloat16)
+    # SGLang shares the target's twice.
+    head.make_own_embedding(torch.bfloat16, "cpu")
+    assert head.embed_tokens is own
+    head.load_weights([update])
+    assert (own.weight == 3).all()
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.x", "block.self_attn.x.weight", "lm_head.weight"])
 def test_a_file_of_another_model(head, saved, name):
     """Before the head is loaded nothing of a target is expected either."""
