@@ -85,7 +85,8 @@ def distill(
     ] = -1,
     prompt_top_p: Annotated[float, typer.Option(help="Of self-written prompts.")] = 0.95,
     prompt_max_tokens: Annotated[
-        int, typer.Option(help="Longer self-written prompts are dropped.")
+        int,
+        typer.Option(help="Longer self-written prompts are dropped; without a chat template, cut."),
     ] = 512,
     prompt_starts: Annotated[
         Path | None,

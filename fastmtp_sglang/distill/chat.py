@@ -42,7 +42,13 @@ class UserTurn:
 
 
 class Prompting(ABC):
-    """How conversations are put to a target, and how its answers are read."""
+    """How conversations are put to a target, and how its answers are read.
+
+    Attributes:
+        needs_whole_turns: Whether a turn that was cut is no prompt.
+    """
+
+    needs_whole_turns = True
 
     def __init__(self, tokenizer: Any, model: str) -> None:
         self._tokenizer = tokenizer
@@ -87,7 +93,9 @@ def prompting(tokenizer: Any, model: str) -> Prompting:
 
 
 class PlainText(Prompting):
-    """Texts that a target without a chat template goes on with."""
+    """Texts that a target without a chat template goes on with, from any place."""
+
+    needs_whole_turns = False
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the messages as one text, BOS first where the tokenizer puts one."""

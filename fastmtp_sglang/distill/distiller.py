@@ -209,7 +209,8 @@ class Distiller:
         text = self.chat.text(where.start_ids + ids)
         if where.stop_text and generation.stop_id is None:
             text = text.partition(where.stop_text)[0]
-        text = text.strip()
+        # A cut may go through the bytes of a character.
+        text = text.rstrip("\ufffd").strip()
         reason = self._unfit(generation, ids, text, opening=turn == 0)
         if reason is not None:
             self.store.skip(work.key, turn, f"{_REJECTED}{reason}", text[:200])
@@ -223,7 +224,7 @@ class Distiller:
         self, generation: Generation, ids: list[int], text: str, *, opening: bool
     ) -> str | None:
         """Return why a self-written turn is not put to the target, or None."""
-        if generation.finish_reason == "length":
+        if generation.finish_reason == "length" and self.chat.needs_whole_turns:
             return "without an end"
         if not text:
             return "empty"

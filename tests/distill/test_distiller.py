@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from fastmtp_sglang.distill.chat import ChatTemplate, PlainText
 from fastmtp_sglang.distill.store import read_manifest
 from fastmtp_sglang.errors import FastMTPError
 
@@ -125,6 +126,24 @@ def test_prompt_that_is_cut_or_holds_control_tokens_is_replaced(run, endpoint):
     _, counts = run(endpoint.url, self_prompt=2, concurrency=1)
     assert counts.answers == 2
     assert counts.skipped == {"prompt without an end": 1, "prompt with control tokens": 1}
+
+
+def test_a_text_may_go_on_from_where_it_was_cut(run, endpoint, tmp_path, read_lines, monkeypatch):
+    """A target without a chat template takes any beginning; but for half a character."""
+    monkeypatch.setattr(ChatTemplate, "needs_whole_turns", PlainText.needs_whole_turns)
+    answer = numbered()
+    texts = iter(["Half of a wo", "Half of a character\ufffd"])
+    endpoint.answer = lambda text, sampling: (
+        next(texts, None) or answer(text, sampling)
+        if text.endswith("user\n")
+        else answer(text, sampling)
+    )
+    cuts = iter([True, False, True, False])
+    endpoint.cut = lambda text: next(cuts, False)
+    _, counts = run(endpoint.url, self_prompt=2, concurrency=1)
+    assert (counts.answers, counts.skipped) == (2, {})
+    prompts = [record["messages"][0]["content"] for record in read_lines(tmp_path / "out")]
+    assert prompts == ["Half of a wo", "Half of a character"]
 
 
 def test_target_without_variety_is_an_error_that_keeps_what_is_done(
