@@ -68,7 +68,7 @@ WORKS = (
     ),
     ("`sglang serve`, `python -m sglang.launch_server`", "tests/served/test_entry_points.py"),
     (
-        "two tensor-parallel ranks, draft vocabularies and --speculative-adaptive included",
+        "two tensor-parallel ranks or replicas: draft vocabularies, --speculative-adaptive",
         "tests/served/test_tensor_parallel.py",
     ),
     (

@@ -45,6 +45,7 @@ _ENV = {
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
         for kind in ("", "routed-", "own-", "adaptive-")
     },
+    "chains-adaptive-two-replicas": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
     **{
         kind: {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_PP_SPEC": "1"}
         for kind in ("qwen3-stages", "qwen3-stages-tree")
@@ -271,6 +272,13 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             checkpoints.chains,
             (
                 *(*speculate, draft, str(checkpoints.chains_head), *two_ranks),
+                "--speculative-adaptive",
+            ),
+        ),
+        "chains-adaptive-two-replicas": (
+            checkpoints.chains,
+            (
+                *(*speculate, draft, str(checkpoints.chains_head), "--dp-size", "2"),
                 "--speculative-adaptive",
             ),
         ),

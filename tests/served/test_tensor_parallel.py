@@ -1,7 +1,8 @@
 """Two ranks: answers are those of two ranks without speculation, draft lists included.
 
-Tensor parallelism sums in another order than one rank, so both sides have two.
-Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts four servers of two ranks).
+Tensor parallelism sums in another order than one rank, so both sides have two. Two replicas
+(--dp-size) share nothing.
+Run alone: pytest -m slow tests/served/test_tensor_parallel.py (starts five servers of two ranks).
 """
 
 import chains
@@ -42,9 +43,10 @@ def test_own_tokens_are_drafted_whichever_rank_has_their_rows(servers, language)
     assert acceptance_length([answer]) > 3.5
 
 
-def test_ranks_agree_on_what_to_draft(servers):
-    """Each measures other times; with another K than the other one a rank would wait for ever."""
-    url, tokens = servers("chains-adaptive-two-ranks"), 96
+@pytest.mark.parametrize("kind", ["ranks", "replicas"])
+def test_each_measures_other_times(servers, kind):
+    """With another K than the other one a rank would wait for ever; replicas choose alone."""
+    url, tokens = servers(f"chains-adaptive-two-{kind}"), 96
     cases = [(chains.prompt(LANGUAGES[i % 4], 16 + i), tokens) for i in range(12)]
     seen = set()
     for concurrency in (1, 4, 4, 4):
