@@ -76,12 +76,6 @@ LIMITS: tuple[Limit, ...] = (
     Limit("speculative_accept_threshold_single", _LOSSY, "Remove it.", "accepts them"),
     Limit("speculative_accept_threshold_acc", _LOSSY, "Remove it.", "accepts them"),
     Limit(
-        "speculative_adaptive_config",
-        "is the table of batch sizes of SGLang's own policy; FASTMTP chooses from measured times",
-        "Remove it; K, top-k and rows of the other flags are the largest that are chosen.",
-        "follows it",
-    ),
-    Limit(
         "enable_multi_layer_eagle",
         "drafts with one layer per step; FASTMTP applies one layer recursively",
         "Remove it, or use --speculative-algorithm eagle.",
@@ -220,6 +214,11 @@ def refuse(server_args: Any) -> None:
                     f"--speculative-adaptive does not work with {flag_of(field)} {value} yet. "
                     "Remove one of the two."
                 )
+    elif server_args.speculative_adaptive_config is not None:
+        raise FastMTPError(
+            f"--speculative-adaptive-config {server_args.speculative_adaptive_config} says what "
+            "--speculative-adaptive chooses among. Add that, or remove it."
+        )
     if server_args.pp_size > 1:
         if not envs.SGLANG_ENABLE_PP_SPEC.get():
             raise FastMTPError(

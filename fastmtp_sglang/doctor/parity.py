@@ -83,8 +83,8 @@ PARITY = (
     ),
     Feature(
         "`--speculative-adaptive`",
-        "chains, by a table of batch sizes",
-        "chains and trees, measured, down to no drafts",
+        "chains, by a table of batch sizes (`--speculative-adaptive-config`)",
+        "chains and trees, measured, down to no drafts; within such a table if there is one",
         "served/test_adaptive",
     ),
     Feature("`--tokenizer-worker-num` above 1", YES, YES, "served/test_tokenizer_workers"),

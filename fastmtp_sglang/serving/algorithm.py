@@ -18,6 +18,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from fastmtp_sglang.contract import identity, limits
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving import eagle_checks
+from fastmtp_sglang.serving.adaptive.candidate_steps import CandidateSteps
 from fastmtp_sglang.serving.requests import guards, http_app
 from fastmtp_sglang.serving.verification import stops
 
@@ -146,6 +147,8 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         server_args.speculative_eagle_topk = shape.top_k
         server_args.speculative_num_draft_tokens = shape.num_rows
         limits.refuse_attention(server_args, shape)
+        if server_args.speculative_adaptive_config is not None:
+            CandidateSteps.read(server_args.speculative_adaptive_config, shape.num_steps)
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
             logger.info(

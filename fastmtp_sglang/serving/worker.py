@@ -30,6 +30,7 @@ from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving import disaggregation, weight_updates
 from fastmtp_sglang.serving.adaptive.acceptance_watch import AcceptanceWatch
 from fastmtp_sglang.serving.adaptive.adaptive_shapes import AdaptiveShapes
+from fastmtp_sglang.serving.adaptive.candidate_steps import CandidateSteps
 from fastmtp_sglang.serving.adaptive.clock import clock_of
 from fastmtp_sglang.serving.adaptive.draft_record import DraftRecord
 from fastmtp_sglang.serving.adaptive.shape_switch import ShapeSwitch, reserve_for_the_largest
@@ -325,8 +326,10 @@ class FastMTPWorker(EAGLEWorkerV2):
         self._adaptive: AdaptiveShapes | None = None
         self._watch: AcceptanceWatch | None = None
         if get_spec().speculative_adaptive:
-            shapes = candidate_shapes(self.draft_worker.largest)
-            self._adaptive = AdaptiveShapes(shapes, clock_of(get_tp_group()))
+            largest, table = self.draft_worker.largest, get_spec().speculative_adaptive_config
+            steps = None if table is None else CandidateSteps.read(table, largest.num_steps)
+            shapes = candidate_shapes(largest)
+            self._adaptive = AdaptiveShapes(shapes, clock_of(get_tp_group()), steps)
             self.adaptive_controller = ShapeSwitch(self, self._adaptive)
             # It reports each switch, and a look at another shape is two.
             logging.getLogger(eagle_worker_v2.__name__).addFilter(_no_switches)

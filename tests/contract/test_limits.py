@@ -27,6 +27,7 @@ HONOURED = {
     "speculative_eagle_topk",
     "speculative_adaptive",
     "speculative_algorithm",
+    "speculative_adaptive_config",
     "speculative_attention_mode",
     "speculative_boundary_reduction",
     "speculative_draft_attention_backend",

@@ -79,6 +79,14 @@ def test_defaults(mimo):
             "--speculative-adaptive does not work with --enable-pdmux True",
         ),
         (
+            {"speculative_adaptive": True, "speculative_adaptive_config": "none.json"},
+            "--speculative-adaptive-config none.json: .* No such file",
+        ),
+        (
+            {"speculative_adaptive_config": "table.json"},
+            "table.json says what --speculative-adaptive chooses among",
+        ),
+        (
             {"speculative_dflash_block_size": 16},
             "--speculative-dflash-block-size 16 is an argument of DFLASH",
         ),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from fastmtp_sglang.contract.tree_shape import PLAIN, TreeShape
 from fastmtp_sglang.serving.adaptive.acceptance import Acceptance, Seen
+from fastmtp_sglang.serving.adaptive.candidate_steps import CandidateSteps
 from fastmtp_sglang.serving.adaptive.draft_record import Drafted
 from fastmtp_sglang.serving.adaptive.load import PATIENCE, Load, Look
 
@@ -51,7 +52,7 @@ class _Step:
 
     Attributes:
         shape: what it drafts and verifies.
-        load: its size class.
+        load: its size class, see `AdaptiveShapes._load_of`.
         alone: whether only it took the time.
         is_blind: whether it begins a look after plain decoding, so that its drafts begin with
             nothing, and tell nothing.
@@ -59,7 +60,7 @@ class _Step:
     """
 
     shape: TreeShape
-    load: int
+    load: tuple[int, int]
     alone: bool
     is_blind: bool
     drafted: Drafted | None = None
@@ -78,7 +79,10 @@ class AdaptiveShapes:
     """
 
     def __init__(
-        self, shapes: Sequence[TreeShape], clock: Callable[[], float] = time.perf_counter
+        self,
+        shapes: Sequence[TreeShape],
+        clock: Callable[[], float] = time.perf_counter,
+        steps: CandidateSteps | None = None,
     ) -> None:
         """Start with nothing known.
 
@@ -86,11 +90,13 @@ class AdaptiveShapes:
             shapes: to choose among, `PLAIN` first and the largest, which the rest is within, last;
                 each shows what those before it would have had accepted, if any does.
             clock: seconds.
+            steps: that each size of batch may draft; None for all.
         """
         self.shapes = tuple(shapes)
         self.acceptance = Acceptance(shapes)
-        self._loads: dict[int, Load] = {}
+        self._loads: dict[tuple[int, int], Load] = {}
         self._clock = clock
+        self._steps = steps
         self._launched: deque[_Step] = deque()
         self.latest = shapes[-1]
         self._last: tuple[_Step, float] | None = None
@@ -102,8 +108,8 @@ class AdaptiveShapes:
 
     def shape_for_batch(self, batch_size: int) -> TreeShape:
         """Choose the shape of the step that is launched now."""
-        size = batch_size.bit_length()
-        load = self._loads.setdefault(size, Load(PLAIN, _LEAST_BETWEEN_LOOKS))
+        size = self._load_of(batch_size)
+        load = self._loads[size]
         chosen = self._choose(load, batch_size)
         if len(self._launched) == _IN_FLIGHT:
             # A step whose result never came; the order of the others must not suffer from it.
@@ -113,6 +119,14 @@ class AdaptiveShapes:
         self._launched.append(_Step(chosen, size, not self._disturbed, is_blind))
         self.latest, self._disturbed = chosen, False
         return chosen
+
+    def _load_of(self, batch_size: int) -> tuple[int, int]:
+        """The size class of a batch: up to a factor of 2, and with the same steps allowed."""
+        key = batch_size.bit_length(), self._steps.closest(batch_size) if self._steps else 0
+        if key not in self._loads:
+            shapes = self._steps.among(self.shapes, batch_size) if self._steps else self.shapes
+            self._loads[key] = Load(shapes[0], _LEAST_BETWEEN_LOOKS, shapes)
+        return key
 
     def drafted(self, drafted: Drafted) -> None:
         """Note all drafts of the step that was launched last, of a tree."""
@@ -200,7 +214,7 @@ class AdaptiveShapes:
             least = load.least_ratio(shape)
             return self.acceptance.tokens(shape) > least * speeds[load.best]
 
-        unknown = [s for s in self.shapes if s != load.best and s not in load.looked]
+        unknown = [s for s in load.shapes if s != load.best and s not in load.looked]
         promising = [s for s in unknown if s not in load.ratios and may_be_faster(s)]
         return sorted(promising, key=speeds.__getitem__, reverse=True)
 
@@ -212,7 +226,7 @@ class AdaptiveShapes:
         largest will do: it shows that of the others.
         """
         due, largest = [], None
-        for shape in self.shapes:
+        for shape in load.shapes:
             is_forgotten = load.launched - load.looked[shape] > _FORGOTTEN_AFTER
             may_win = _HOPE * self._most_gain(load, shape) > load.ratio(shape)
             if shape == load.best or not (is_forgotten or may_win):
@@ -291,8 +305,8 @@ class AdaptiveShapes:
         )
 
     def _speeds(self, load: Load) -> dict[TreeShape, float]:
-        """Tokens per request, in the time of a step of the best shape, of every shape."""
-        return {shape: self.acceptance.tokens(shape) / load.ratio(shape) for shape in self.shapes}
+        """Tokens per request, in the time of a step of the best shape, of every shape allowed."""
+        return {shape: self.acceptance.tokens(shape) / load.ratio(shape) for shape in load.shapes}
 
     def _winner(self, load: Load) -> TreeShape:
         """The shape of most tokens per second, if it is worth a change; else the present one."""

@@ -68,6 +68,7 @@ class Load:
     Attributes:
         best: the shape in use between looks.
         look_after: steps from the end of one look to the next.
+        shapes: that may be drafted, the one to begin with first.
         times: seconds of the newest steps of it.
         ratios: how many times as long a step took with another shape when that was last looked at.
         look: the present one, None between looks.
@@ -79,6 +80,7 @@ class Load:
 
     best: TreeShape
     look_after: float
+    shapes: tuple[TreeShape, ...] = (PLAIN,)
     times: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_TIMES))
     ratios: dict[TreeShape, float] = field(default_factory=dict)
     look: Look | None = None

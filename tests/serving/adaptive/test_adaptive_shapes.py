@@ -12,6 +12,7 @@ import pytest
 from fastmtp_sglang.contract.tree_shape import PLAIN, TreeShape
 from fastmtp_sglang.serving.adaptive.acceptance import Seen
 from fastmtp_sglang.serving.adaptive.adaptive_shapes import AdaptiveShapes
+from fastmtp_sglang.serving.adaptive.candidate_steps import CandidateSteps
 from fastmtp_sglang.serving.adaptive.shapes import candidate_shapes
 
 pytestmark = pytest.mark.heavy
@@ -30,10 +31,20 @@ class Machine:
     """
 
     def __init__(
-        self, largest, seconds, accept, *, overlap=False, noise=0.0, seed=0, spells=(), blind=False
+        self,
+        largest,
+        seconds,
+        accept,
+        *,
+        overlap=False,
+        noise=0.0,
+        seed=0,
+        spells=(),
+        blind=False,
+        steps=None,
     ):
         self.now = 0.0
-        self.policy = AdaptiveShapes(candidate_shapes(largest), clock=lambda: self.now)
+        self.policy = AdaptiveShapes(candidate_shapes(largest), lambda: self.now, steps)
         self.seconds, self.accept, self.overlap, self.noise = seconds, accept, overlap, noise
         self.random = random.Random(seed)
         # The steps at which the machine becomes twice as slow, or as fast as before.
@@ -190,6 +201,29 @@ def test_each_size_of_batch_has_its_own_k():
     assert machine.share({chain(3)}, last=100) > 0.9
 
 
+def test_each_size_of_batch_drafts_what_it_may():
+    """By --speculative-adaptive-config: the best of these steps, and never another number."""
+    steps = CandidateSteps({1: frozenset((1, 2)), 64: frozenset((0, 3))})
+    machine = Machine(chain(3), linear(0.001), (0.9, 0.9, 0.9), noise=0.02, steps=steps)
+    machine.run(400, batch=1)
+    assert set(machine.used) == {chain(1), chain(2)}
+    assert machine.share({chain(2)}, last=200) > 0.9
+    machine.run(400, batch=48)
+    assert set(machine.used[400:]) == {PLAIN, chain(3)}
+    # 32 is one of 64's too, and 31 one of 1's.
+    machine.run(50, batch=31)
+    assert set(machine.used[800:]) <= {chain(1), chain(2)}
+
+
+@pytest.mark.parametrize("steps", [(0, 2), (3,)])
+def test_trees_too_draft_as_many_steps_as_they_may(steps):
+    allowed = CandidateSteps({1: frozenset(steps)})
+    machine = Machine(TREE, linear(0.005), ((0.5, 0.2), (0.5, 0.2), (0.5, 0.2)), steps=allowed)
+    machine.run(400, batch=2)
+    assert {shape.num_steps for shape in machine.used} <= set(steps)
+    assert machine.used[-1].top_k == 8
+
+
 def test_drafting_that_never_pays_costs_little():
     """A batch of 32 with a poor head: within 3 % of plain decoding, start included."""
     machine = Machine(chain(3), linear(0.03), (0.2, 0.1, 0.1), noise=0.02)
@@ -251,7 +285,7 @@ def test_acceptance_that_falls_is_noticed():
 def test_steps_beside_a_prefill_are_not_timed():
     machine = Machine(chain(1), linear(0.1), (0.0,))
     machine.run(100, batch=1)
-    load = machine.policy._loads[1]
+    (load,) = machine.policy._loads.values()
     before = load.best, load.seconds(), load.ratios.copy()
     for _ in range(50):
         machine.policy.disturb()

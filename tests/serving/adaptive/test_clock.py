@@ -50,7 +50,9 @@ def run(rank: int, store: str, results) -> None:
 
 
 @pytest.mark.heavy
-def test_ranks_agree(tmp_path, monkeypatch):
+def test_ranks_agree(tmp_path, monkeypatch, pytestconfig):
+    # Where the other processes find this module.
+    monkeypatch.syspath_prepend(pytestconfig.rootpath)
     monkeypatch.setattr(clock, "time", clock.time)
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
     torch.multiprocessing.spawn(run, (str(tmp_path / "store"), results), nprocs=2)
