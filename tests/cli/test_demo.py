@@ -67,7 +67,9 @@ def test_the_table_fits_80_columns_and_the_rest_is_short(run, monkeypatch, answe
     assert max(map(len, lines[first : last + 3])) <= 80
     # A line a prompt: no cell is wrapped.
     assert last - first == len(demo.PROMPTS) + 3
-    assert len(lines) - (last - first) <= 14
+    # As it may be now.
+    busy = sum("This machine was busy" in line for line in lines)
+    assert len(lines) - (last - first) <= 14 + busy
 
 
 def test_json_is_the_only_thing_on_stdout(run):
@@ -213,6 +215,8 @@ typer.run(demo.demo)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_demo_leaves_no_server(number):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("under nohup it goes on")
     with subprocess.Popen(
         [sys.executable, "-c", STOPPED, str(FAKE)],
         stdout=subprocess.PIPE,
