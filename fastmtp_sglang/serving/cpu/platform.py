@@ -51,11 +51,9 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         # needs.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = ATTENTION_BACKEND
-        from fastmtp_sglang.serving.cpu.native.memory import use_huge_pages_in_children
         from fastmtp_sglang.serving.cpu.transfer import choose_defaults
 
         choose_defaults(server_args)
-        use_huge_pages_in_children()
         http_app.prepare(server_args.tokenizer_worker_num)
         guards.install_in_tokenizer_manager()
 

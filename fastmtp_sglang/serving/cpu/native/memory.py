@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from functools import cache
 from typing import Any
 
@@ -22,8 +21,6 @@ _HUGE = 2 << 20
 _CHUNK = 64 << 20
 # Of a cache line, and of the longest vectors.
 _ALIGNMENT = 64
-# What glibc (2.35) is asked through the environment, for itself; other libraries do not look there.
-_TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 # `MADV_HUGEPAGE` and, for what has been written to (Linux 6.1), `MADV_COLLAPSE` of linux/mman.h.
 _FROM_NOW_ON, _AT_ONCE = 14, 25
 
@@ -63,18 +60,6 @@ def use_huge_pages(tensor: Tensor) -> None:
     if size > 0 and advise is not None and advise(start, size, _FROM_NOW_ON) == 0:
         # It fails where memory is in pieces: the kernel goes on trying in the background.
         advise(start, size, _AT_ONCE)
-
-
-def use_huge_pages_in_children() -> None:
-    """Let processes that are started from now on get large blocks of memory in huge pages.
-
-    glibc gives a block of 32 MB or more back when it is freed. A step over 262,144 tokens frees
-    several, and meets each of their pages anew in the next one: of 98 rows of Gemma 3 270M that
-    took a fifth of all time. Whoever names the tunable has the last word.
-    """
-    given = os.environ.get(_TUNABLES, "")
-    if _TUNABLE not in given:
-        os.environ[_TUNABLES] = ":".join(filter(None, (given, f"{_TUNABLE}=1")))
 
 
 @cache
