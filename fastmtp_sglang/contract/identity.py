@@ -10,6 +10,11 @@ ALGORITHM = "FASTMTP"
 _announced = False
 
 
+def is_ours(algorithm: str | None) -> bool:
+    """Whether an argument of SGLang names our algorithm, in any spelling."""
+    return (algorithm or "").upper() == ALGORITHM
+
+
 def announce() -> None:
     """Log what is registered, once per process and as soon as the process shows its log.
 

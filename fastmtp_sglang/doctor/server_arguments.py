@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from fastmtp_sglang.contract import limits
-from fastmtp_sglang.contract.identity import ALGORITHM
+from fastmtp_sglang.contract.identity import is_ours
 from fastmtp_sglang.errors import FastMTPError
 
 # Before the one line of the process that is its answer; SGLang prints others.
@@ -48,7 +48,7 @@ def _refusals(arguments: list[str]) -> Iterator[str]:
     ServerArgs.add_cli_args(parser)
     server_args = ServerArgs.from_cli_args(parser.parse_args(arguments))
     refused = []
-    if (server_args.speculative_algorithm or "").upper() == ALGORITHM:
+    if is_ours(server_args.speculative_algorithm):
         refused += limits.refusals(server_args, limits.LIMITS)
     if current_platform.is_out_of_tree() and current_platform.device_type == "cpu":
         refused += limits.refusals(server_args, limits.ON_A_CPU)

@@ -105,7 +105,7 @@ class FastMTPAlgorithm(CustomSpecAlgo):
         from sglang.srt.arg_groups.overrides import declare_resolution
 
         given = resolving_view(server_args)
-        if (given.speculative_algorithm or "").upper() != identity.ALGORITHM:
+        if not identity.is_ours(given.speculative_algorithm):
             return
         held_back = tuple(field for field in _CHECKED_BY_NAME if getattr(given, field))
         FastMTPAlgorithm._held_back = held_back

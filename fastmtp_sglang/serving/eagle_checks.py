@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from fastmtp_sglang.contract.identity import ALGORITHM
+from fastmtp_sglang.contract.identity import is_ours
 
 # Under which SGLang's checks know an algorithm that verifies as many rows of each request.
 _ALIKE = "EAGLE"
@@ -29,7 +29,7 @@ class _AsEagle:
 
 def as_eagle(server_args: Any) -> Any:
     """What a check is given instead of resolved arguments, if these ask for FASTMTP."""
-    if (server_args.speculative_algorithm or "").upper() == ALGORITHM:
+    if is_ours(server_args.speculative_algorithm):
         return _AsEagle(server_args)
     return server_args
 

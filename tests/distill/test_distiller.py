@@ -113,14 +113,18 @@ def test_self_written_turns(run, endpoint, tmp_path, read_lines):
         assert roles == ["user", "assistant", "user"]
 
 
-def test_prompt_that_is_cut_or_holds_control_tokens_is_replaced(run, endpoint):
-    answer = numbered()
-    texts = iter(["never ends", "ends <|im_start|> badly"])
-    endpoint.answer = lambda text, sampling: (
-        next(texts, None) or answer(text, sampling)
+def prompts_begin_with(*texts: str):
+    """As an endpoint's answers: the first prompts that it writes itself, and then numbers."""
+    given, answer = iter(texts), numbered()
+    return lambda text, sampling: (
+        next(given, None) or answer(text, sampling)
         if text.endswith("user\n")
         else answer(text, sampling)
     )
+
+
+def test_prompt_that_is_cut_or_holds_control_tokens_is_replaced(run, endpoint):
+    endpoint.answer = prompts_begin_with("never ends", "ends <|im_start|> badly")
     once = iter([True])
     endpoint.cut = lambda text: next(once, False)
     _, counts = run(endpoint.url, self_prompt=2, concurrency=1)
@@ -131,13 +135,7 @@ def test_prompt_that_is_cut_or_holds_control_tokens_is_replaced(run, endpoint):
 def test_a_text_may_go_on_from_where_it_was_cut(run, endpoint, tmp_path, read_lines, monkeypatch):
     """A target without a chat template takes any beginning; but for half a character."""
     monkeypatch.setattr(ChatTemplate, "needs_whole_turns", PlainText.needs_whole_turns)
-    answer = numbered()
-    texts = iter(["Half of a wo", "Half of a character\ufffd"])
-    endpoint.answer = lambda text, sampling: (
-        next(texts, None) or answer(text, sampling)
-        if text.endswith("user\n")
-        else answer(text, sampling)
-    )
+    endpoint.answer = prompts_begin_with("Half of a wo", "Half of a character\ufffd")
     cuts = iter([True, False, True, False])
     endpoint.cut = lambda text: next(cuts, False)
     _, counts = run(endpoint.url, self_prompt=2, concurrency=1)

@@ -71,19 +71,19 @@ class LMHeadRows:
         """
         if get_spec().speculative_use_rejection_sampling:
             return None
-        why = "the rows of this target's lm_head cannot be read by themselves"
-        rows = None
         if processor.do_tensor_parallel_all_gather_dp_attn:
             why = "--enable-dp-attention without --enable-dp-lm-head scores the rows of all ranks"
         else:
             rows = cls.of(lm_head, dtype)
-        if rows is None:
-            logger.info(
-                "Drafts are scored over all tokens and then kept to their lists, which saves no "
-                "time: %s.",
-                why,
-            )
-        return rows
+            if rows is not None:
+                return rows
+            why = "the rows of this target's lm_head cannot be read by themselves"
+        logger.info(
+            "Drafts are scored over all tokens and then kept to their lists, which saves no "
+            "time: %s.",
+            why,
+        )
+        return None
 
     def refresh(self) -> None:
         """Read them again, after an update of the weights."""

@@ -11,7 +11,7 @@ import os
 from functools import cache
 from typing import Any
 
-from fastmtp_sglang.contract.identity import ALGORITHM
+from fastmtp_sglang.contract.identity import is_ours
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving.requests import guards, request_metrics, streamed_tokens
 
@@ -45,7 +45,7 @@ def install(spec: Any) -> None:
         spec: SGLang's arguments of speculation, resolved.
     """
     guards.install_in_tokenizer_manager()
-    if (spec.speculative_algorithm or "").upper() == ALGORITHM:
+    if is_ours(spec.speculative_algorithm):
         request_metrics.install(spec.speculative_num_steps, adaptive=spec.speculative_adaptive)
         streamed_tokens.install()
 

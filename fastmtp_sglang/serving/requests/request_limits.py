@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmtp_sglang.contract.identity import ALGORITHM
+from fastmtp_sglang.contract.identity import is_ours
 
 if TYPE_CHECKING:
     from sglang.srt.sampling.sampling_params import SamplingParams
@@ -42,10 +42,9 @@ def check(result: None, params: SamplingParams, *args: object) -> None:
     """Hook after `SamplingParams.verify`; does nothing in servers that do not use FASTMTP."""
     from sglang.srt.runtime_context import get_context, get_spec
 
-    if get_context().is_config_namespace_published("spec"):
-        algorithm = get_spec().speculative_algorithm
-        if algorithm is not None and algorithm.upper() == ALGORITHM:
-            refuse_language(params.custom_params)
+    published = get_context().is_config_namespace_published("spec")
+    if published and is_ours(get_spec().speculative_algorithm):
+        refuse_language(params.custom_params)
 
 
 def refuse_token_ids(input_ids: Sequence[Any] | None, vocab_size: int) -> None:

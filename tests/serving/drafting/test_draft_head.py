@@ -248,15 +248,13 @@ def test_own_tokens_are_drafted_along_with_the_list(weight, top_k: int):
 
 
 class Ranks:
-    """A group of two ranks, of which the other has drafted `theirs`."""
+    """A group of two ranks, of which the other has drafted `theirs`, once that is set."""
 
     world_size = 2
-
-    def __init__(self, theirs: tuple[torch.Tensor, ...] = ()) -> None:
-        self.theirs = iter(theirs)
+    theirs: torch.Tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        return torch.cat((tensor, next(self.theirs)), dim=dim)
+        return torch.cat((tensor, self.theirs), dim=dim)
 
 
 @pytest.mark.parametrize("attention_alone", [False, True], ids=["all ranks", "dp lm_head"])
@@ -266,8 +264,7 @@ def test_ranks_that_share_an_lm_head_draft_together(monkeypatch, weight, attenti
     group = groups.attn_tp_group if attention_alone else groups.tp_group
     monkeypatch.setattr(draft_head, "get_parallel", lambda: groups)
     hidden = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
-    asked, keys = batch([1, 2]), []
-    heads = []
+    asked, heads = batch([1, 2]), []
     for share in (torch.arange(VOCAB // 2), torch.arange(VOCAB // 2, VOCAB)):
         of_two = processor()
         of_two.do_tensor_parallel_all_gather = True
@@ -279,9 +276,8 @@ def test_ranks_that_share_an_lm_head_draft_together(monkeypatch, weight, attenti
         made.router.lists[[1, 2]] = torch.tensor([EVEN, ODD])
         made.batch = asked
         heads.append(made)
-        lists = made.router.lists[asked.req_pool_indices]
-        keys.append(made._logits(hidden, lists, asked.req_pool_indices).keys.clone())
-    group.theirs = iter(keys[1:])
+    lists = heads[1].router.lists[asked.req_pool_indices]
+    group.theirs = heads[1]._logits(hidden, lists, asked.req_pool_indices).keys
     heads[0].score(hidden)
     scores = hidden @ weight.T
     scores[0, 1::2] = scores[1, ::2] = -torch.inf
