@@ -124,15 +124,18 @@ ON_A_CPU: tuple[Limit, ...] = (
         "the same",
     ),
     Limit(
-        "enable_lora",
-        "pins memory for a GPU in SGLang's adapted layers, which a machine without one cannot",
-        "Merge the adapter into the target.",
+        "lora_backend",
+        "has kernels of a GPU only, and the CPU platform of fastmtp-sglang brings one backend",
+        "Remove it.",
         "the same",
+        # SGLang's default becomes the other.
+        refused=lambda backend: backend not in ("csgmv", "torch_native"),
     ),
     Limit(
-        "lora_paths",
-        "turns on --enable-lora, which the CPU platform of fastmtp-sglang does not have",
-        "Merge the adapter into the target.",
+        "enable_lora_overlap_loading",
+        "copies adapters in a stream of a GPU, and on the CPU platform of fastmtp-sglang there is "
+        "none",
+        "Remove it; an adapter is loaded before the batch that wears it.",
         "the same",
     ),
     Limit(

@@ -91,8 +91,8 @@ PARITY = (
     Feature(
         "LoRA adapters on the target (--enable-lora)",
         YES,
-        "not proven; refused on the CPU platform",
-        "needs GPUs",
+        YES,
+        "served/test_lora",
     ),
     Feature("tensor parallelism", YES, YES, "served/test_tensor_parallel"),
     Feature(

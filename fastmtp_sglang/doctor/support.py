@@ -97,6 +97,10 @@ WORKS = (
         "custom logit processors, with the tokens that each row follows",
         "tests/served/test_logit_processors.py",
     ),
+    (
+        "LoRA adapters on the target, several in a batch, loaded and unloaded while serving",
+        "tests/served/test_lora.py",
+    ),
     ("several tokenizer workers", "tests/served/test_tokenizer_workers.py"),
     ("several servers behind SGLang's router", "tests/served/test_scale_out.py"),
     ("`sglang.Engine`", "tests/served/test_entry_points.py"),
@@ -117,7 +121,7 @@ UNPROVEN = (
     "pipelines on GPUs",
     "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
     "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",
-    "LoRA adapters on the target, the head unadapted; --rl-on-policy-target",
+    "LoRA adapters on GPUs; --rl-on-policy-target",
     "the hierarchical cache (--enable-hierarchical-cache), which needs a GPU",
     "native MTP layers of multimodal targets; heads of `fastmtp head init` refuse such targets",
 )
@@ -138,7 +142,7 @@ def page() -> str:
             "",
             "## Beside SGLang's own EAGLE",
             "",
-            "What is said of EAGLE is our reading of SGLang 0.5.23; it was not run beside ours.",
+            "What is said of EAGLE is our reading of SGLang 0.5.23; of pipelines it was seen.",
             "",
             *_table(
                 ("feature", "SGLang's EAGLE", "FASTMTP", "shown by"),
@@ -162,7 +166,9 @@ def page() -> str:
             f"to {MAX_TOP_K} (a tree); `--speculative-num-draft-tokens` is K + 1 for a chain and,",
             f"for a tree, from K + 1 to one more than is drafted, at most {MAX_ROWS}. On the CPU",
             f"platform top-k times K of a tree is at most {MAX_ROWS}. Trees do not go with",
-            "`--speculative-use-rejection-sampling`.",
+            "`--speculative-use-rejection-sampling` and `--speculative-use-block-verification`.",
+            "",
+            "`--pp-size` above 1 asks for SGLang's environment variable `SGLANG_ENABLE_PP_SPEC=1`.",
             "",
             "With `--speculative-adaptive` also: "
             + ", ".join(f"`{flag_of(field)}`" for field, _ in NOT_ADAPTIVE)

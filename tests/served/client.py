@@ -38,15 +38,16 @@ def generate(
     stream: bool = False,
     priority: int | None = None,
     processor: str | None = None,
+    lora: str | None = None,
     **sampling,
 ) -> Answer:
     """Send one native /generate request; a stream is put together from its chunks.
 
-    `processor` is a custom logit processor as SGLang writes it.
+    `processor` is a custom logit processor as SGLang writes it, `lora` the name of an adapter.
     """
     key = "text" if isinstance(prompt, str) else "input_ids"
     body = {key: prompt, "sampling_params": {"temperature": 0, **sampling}, "stream": stream}
-    others = {"priority": priority, "custom_logit_processor": processor}
+    others = {"priority": priority, "custom_logit_processor": processor, "lora_path": lora}
     body |= {name: value for name, value in others.items() if value is not None}
     if not stream:
         response = _CLIENT.post(f"{url}/generate", json=body)

@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import adapters
 import chains
 import pytest
 import tiny_models as models
@@ -78,7 +79,7 @@ _ORDER = (
     ),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "seeds", "rejection", "tree", "tensor_parallel", "families"),
-    "pipeline",
+    *("lora", "pipeline"),
     "tokenizer_workers",
 )
 
@@ -110,6 +111,7 @@ class Checkpoints:
     reversed_chains: Path
     qwen3: Path
     gemma: Path
+    adapters: Path
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +151,17 @@ def checkpoints(tmp_path_factory) -> Checkpoints:
         reversed_chains=models.chain_target(root / "reversed-chains", chains.PREDECESSOR),
         qwen3=others["qwen3"],
         gemma=others[GEMMA],
+        adapters=_adapters(others["qwen3"]),
     )
+
+
+def _adapters(target: Path) -> Path:
+    """Of other ranks and layers, in a directory of one directory each."""
+    root = target.parent / "adapters"
+    adapters.adapter(target, root / "deep", seed=1, rank=8)
+    adapters.adapter(target, root / "outer", seed=2, rank=4, modules=adapters.OUTER, std=0.3)
+    adapters.adapter(target, root / "small", seed=3, rank=3, modules=("o_proj", "down_proj"))
+    return root
 
 
 def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
@@ -159,6 +171,11 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
     two_ranks = ("--tp-size", "2")
     stages = ("--pp-size", "2", "--enable-custom-logit-processor")
+    # Fewer slots than adapters; without an adapter counts as one.
+    adapted = (
+        *("--max-loras-per-batch", "2", "--lora-paths"),
+        *(f"{path.name}={path}" for path in sorted(checkpoints.adapters.iterdir())),
+    )
     chat = ("--chat-template", "chatml")
     deterministic = "--enable-deterministic-inference"
     processors = "--enable-custom-logit-processor"
@@ -320,6 +337,11 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             (*speculate, draft, f"{checkpoints.qwen3}-head"),
         ),
         "qwen3": (checkpoints.qwen3, ()),
+        "qwen3-adapters": (checkpoints.qwen3, adapted),
+        "qwen3-adapters-listed": (
+            checkpoints.qwen3,
+            (*speculate, draft, f"{checkpoints.qwen3}-head", *adapted),
+        ),
         "qwen3-stages": (
             checkpoints.qwen3,
             (*speculate, draft, f"{checkpoints.qwen3}-head", *stages),

@@ -8,6 +8,7 @@ _POOL = "sglang.srt.mem_cache.memory_pool"
 _PLATFORM = "sglang.srt.platforms.interface:SRTPlatform"
 _DEVICE = "sglang.srt.platforms.device_mixin:DeviceMixin"
 _ATTENTION = "sglang.srt.layers.attention"
+_LORA = "sglang.srt.lora"
 _GEMMA = "sglang.srt.models.gemma3_causal"
 _SAMPLER_ARGS = (
     "predicts accept_index accept_token_num candidates retrive_index retrive_next_token "
@@ -185,6 +186,36 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook("call", "sglang.srt.model_executor.model_runner:ModelRunnerOutput"),
     Hook("call", "sglang.srt.model_executor.forward_context:has_forward_context", ""),
+    # Adapters on it.
+    Hook("call", f"{_LORA}.backend.lora_registry:register_lora_backend", "name"),
+    Hook(
+        "override",
+        f"{_LORA}.backend.base_backend:BaseLoRABackend.validate_lora_targets",
+        "base_model target_modules",
+    ),
+    Hook(
+        "override",
+        f"{_LORA}.backend.base_backend:BaseLoRABackend.forward_with_base",
+        "layer x base_fn lora_a lora_b output_offset offsets all_reduce kind pruned_batch_info",
+    ),
+    Hook(
+        "override",
+        f"{_LORA}.backend.base_backend:BaseLoRABackend.prepare_lora_batch",
+        "forward_batch weight_indices lora_ranks scalings use_decode_cuda_graph "
+        "use_prefill_cuda_graph",
+    ),
+    Hook(
+        "call",
+        f"{_LORA}.backend.lmhead_mixing:LoRABackendLmHeadMixing._get_lm_head_pass_segments",
+        "weight_indices pruned_lens",
+    ),
+    Hook("override", f"{_LORA}.lora_manager:LoRAManager.init_state"),
+    Hook("override", f"{_LORA}.lora_manager:LoRAManager._notify_lora_slots_updated", "slot_ids"),
+    Hook("call", f"{_LORA}.utils:generate_sequence_lengths", "forward_batch device"),
+    Hook("call", f"{_LORA}.utils:get_lm_head_pruned_lens", "forward_batch"),
+    Hook("read", f"{_LORA}.layers:ParallelLMHeadWithLoRA"),
+    Hook("read", f"{_LORA}.layers:VocabParallelEmbeddingWithLoRA"),
+    Hook("read", "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE"),
     # Sampling, seeds and deterministic inference on it.
     Hook(
         "override",

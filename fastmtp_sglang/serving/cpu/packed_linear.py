@@ -154,10 +154,10 @@ def _repack_on_load(model: torch.nn.Module, linears: list[LinearBase]) -> None:
         finally:
             for linear in linears:
                 linear.quant_method.pack(linear)
-            head = getattr(model, "lm_head", None)
-            head_method = getattr(head, "quant_method", None)
-            if isinstance(head_method, PackedLMHeadMethod):
-                head_method.forget(head)
+            for module in model.modules():
+                method = getattr(module, "quant_method", None)
+                if isinstance(method, PackedLMHeadMethod):
+                    method.forget(module)
             forget_copies(model)
             replay.forget(model)
 

@@ -4,6 +4,7 @@ SGLang's own CPU engine needs a build of `sgl_kernel` that the CUDA wheel does n
 platform needs torch alone. It serves without speculation, with FASTMTP and with stock NEXTN.
 """
 
+import ctypes
 import functools
 from typing import Any
 
@@ -19,7 +20,11 @@ from fastmtp_sglang.serving.requests import guards, http_app
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
 # it. On our platform the name stands for our class.
 ATTENTION_BACKEND = "torch_native"
+# SGLang's default, and the name that stands for ours here.
+_LORA_BACKEND_OF_GPUS, LORA_BACKEND = "csgmv", "torch_native"
 _get_device_module = torch.get_device_module
+# Of glibc's <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -54,6 +59,8 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from fastmtp_sglang.serving.cpu.transfer import choose_defaults
 
         choose_defaults(server_args)
+        if server_args.lora_backend == _LORA_BACKEND_OF_GPUS:
+            server_args.lora_backend = LORA_BACKEND
         http_app.prepare(server_args.tokenizer_worker_num)
         guards.install_in_tokenizer_manager()
 
@@ -124,10 +131,11 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         Its sampler learns to obey seeds, its scheduler to survive odd calls. Not sooner, since
         neither its layers nor these can be imported while its model runner is.
         """
-        from sglang.srt.runtime_context import get_exec
+        from sglang.srt.runtime_context import get_exec, get_lora
 
         from fastmtp_sglang.serving.cpu import fused, gemma, replay, seeded, transfer
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
+        from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
         from fastmtp_sglang.serving.verification import seeds
 
         fused.register(self.get_dispatch_key_name())
@@ -136,8 +144,15 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         seeds.install()
         pack_model(model)
         gemma.install(model)
-        replay.install(model)
+        if get_lora().enable_lora and not isinstance(model, FastMTPHead):
+            from fastmtp_sglang.serving.cpu import lora
+
+            lora.install()
+        else:
+            # A tape has its layers' weights in it, and what adapters add differs from row to row.
+            replay.install(model)
         transfer.install()
+        _keep_freed_blocks()
 
     def shorten_draft(self, runner: Any) -> None:
         """Spare a draft worker's runner what a head's pass does not need."""
@@ -157,6 +172,19 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         possible = LeanStep.possible(target, draft, draft_head)
         return LeanStep(target, draft, draft_head) if possible else None
+
+
+def _keep_freed_blocks() -> None:
+    """Let glibc give blocks of up to 1 GiB out again, rather than back to the kernel.
+
+    It maps a block above 32 MiB afresh each time: the logits of 98 rows of a vocabulary of 262,144
+    are 100 MB and more, several times a step, each page of them zeroed by the kernel (a fifth of
+    Gemma 3 270M's decoding). Called once the weights are in, whose temporary copies go back.
+    """
+    libc = ctypes.CDLL(None)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        if libc.mallopt(option, 1 << 30) != 1:
+            raise OSError(f"mallopt({option}) failed")
 
 
 # torch's compiler looks the function below the cache up by this attribute.
