@@ -46,11 +46,14 @@ class DataSection(_Section):
 class VocabularySection(_Section):
     """Rows of the output layer that the loss sees.
 
-    `full`, `data` (the ids that are trained on) or a draft vocabulary file; of a file all lists
-    are joined.
+    Attributes:
+        output: `full`, `data` (the ids that are trained on) or a draft vocabulary file.
+        lists: of a file, over what a token is scored: `own`, the list of its text's language, as
+            in serving, or `union`, all lists joined.
     """
 
     output: str = "full"
+    lists: Literal["own", "union"] = "own"
 
 
 class LossSection(_Section):

@@ -10,11 +10,13 @@ target's distribution of a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from fastmtp_sglang.training.packing import Document
 
 # Logits of one chunk, in elements: 32 MiB in float32. The cost per label is flat from there on.
 _CHUNK_ELEMENTS = 8 * 1024**2
@@ -41,9 +43,28 @@ class OutputLayer:
         local_ids[ids] = torch.arange(len(ids), device=weight.device)
         return cls(weight[ids].contiguous(), local_ids, ids)
 
-    def listed(self) -> torch.Tensor | None:
-        """Whether a row of each token id is there: bool [V] on the CPU; None for all."""
-        return None if self.local_ids is None else self.local_ids.cpu() >= 0
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.weight.device
+
+    def __str__(self) -> str:
+        return f"{len(self.weight):,} ids"
+
+    def with_lists(self, document: Document) -> Document:
+        """As it is: all of its tokens are scored over the same rows (see `own_lists`)."""
+        return document
+
+    def to_train(self, document: Document) -> Document:
+        """Do not count the tokens that have no row."""
+        if self.ids is None:
+            return document
+        scored = torch.isin(document.input_ids, self.ids.cpu())
+        return replace(document, counted=document.counted & scored)
+
+    def parts(self, batch: dict[str, torch.Tensor]) -> Iterator[tuple[OutputLayer, slice]]:
+        """All labels of a packed batch, over these rows."""
+        yield self, slice(None)
 
     def to_local(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of token ids."""
@@ -62,8 +83,8 @@ class OutputLayer:
         """How many labels make one chunk."""
         return max(1, _CHUNK_ELEMENTS // len(self.weight))
 
-    def argmax(self, states: torch.Tensor) -> torch.Tensor:
-        """Token ids int64 [n] that score highest for hidden states [n, D]."""
+    def argmax(self, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Token ids int64 [n] that score highest for hidden states [n, D] of a batch."""
         chunks = [self.logits(chunk).argmax(-1) for chunk in states.split(self.chunk())]
         return self.to_ids(torch.cat(chunks) if chunks else states.new_zeros(0, dtype=torch.int64))
 

@@ -16,7 +16,10 @@ from fastmtp_sglang.head.config import ARCHITECTURE, FastMTPConfig
 from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.attention import CHAIN, ChainAttention
 from fastmtp_sglang.training.loss import ChainLoss, Labels, LossWeights, OutputLayer, chain_loss
+from fastmtp_sglang.training.own_lists import OwnLists
 from fastmtp_sglang.training.target import FrozenTarget
+
+Output = OutputLayer | OwnLists
 
 # Hidden states of the last step, or None before the first -> ids of step k's tokens (`step` counts
 # from 1): int64 [R] of the rows in step 1, [N] of the anchors after it.
@@ -29,13 +32,13 @@ class ChainHead(FastMTPHead):
     def __init__(self, config: FastMTPConfig) -> None:
         super().__init__(config)
         self.block_config._attn_implementation = CHAIN
-        self._frozen: tuple[FrozenTarget, OutputLayer, LossWeights] | None = None
+        self._frozen: tuple[FrozenTarget, Output, LossWeights] | None = None
         self._loss: ChainLoss = chain_loss
 
     def attach(
         self,
         target: FrozenTarget,
-        output: OutputLayer,
+        output: Output,
         weights: LossWeights,
         loss: ChainLoss = chain_loss,
     ) -> None:
@@ -80,7 +83,7 @@ class ChainHead(FastMTPHead):
             yield states
 
     def forward(  # type: ignore[override]
-        self, draft_with: OutputLayer | None = None, **batch: Any
+        self, draft_with: Output | None = None, **batch: Any
     ) -> dict[str, torch.Tensor]:
         """Teacher-forced loss of a packed batch (`packing.pack`), or its free-running drafts.
 
@@ -113,7 +116,8 @@ class ChainHead(FastMTPHead):
         # A chain may run past its document's last token; it has no labels there, any id will do.
         last = len(ids) - 1
         if draft_with is not None:
-            return {"drafts": _drafts(chain, ids[(rows + 1).clamp_(max=last)], draft_with)}
+            first = ids[(rows + 1).clamp_(max=last)]
+            return {"drafts": _drafts(chain, first, lambda s: draft_with.argmax(s, batch))}
         at_anchors = rows[batch["anchors"]]
 
         def forced(step: int, states: torch.Tensor | None) -> torch.Tensor:
@@ -121,10 +125,16 @@ class ChainHead(FastMTPHead):
             return ids[(start + step).clamp_(max=last)]
 
         at = batch["labels"]
-        labels = Labels(
-            label_rows, output.to_local(ids[at]), hidden[at - 1] if weights.kl else None
-        )
-        sums, correct = self._loss(torch.stack(list(chain(forced))), labels, output, weights)
+        states = torch.stack(list(chain(forced)))
+        found = []
+        for layer, part in output.parts(batch):
+            labels = Labels(
+                label_rows[:, part],
+                layer.to_local(ids[at[part]]),
+                hidden[at[part] - 1] if weights.kl else None,
+            )
+            found.append(self._loss(states, labels, layer, weights))
+        sums, correct = (torch.stack(of_parts).sum(0) for of_parts in zip(*found, strict=True))
         return {"sums": sums, "correct": correct}
 
     def _step(
@@ -143,7 +153,9 @@ class ChainHead(FastMTPHead):
 
 
 def _drafts(
-    chain: Callable[[NextIds], Iterator[torch.Tensor]], first_ids: torch.Tensor, output: OutputLayer
+    chain: Callable[[NextIds], Iterator[torch.Tensor]],
+    first_ids: torch.Tensor,
+    best: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Let every chain read its own tokens; int64 [K, N]."""
     drafts: list[torch.Tensor] = []
@@ -152,7 +164,7 @@ def _drafts(
         return drafts[-1] if states is not None else first_ids
 
     for states in chain(drafted):
-        drafts.append(output.argmax(states))
+        drafts.append(best(states))
     return torch.stack(drafts)
 
 

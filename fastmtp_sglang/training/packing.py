@@ -23,11 +23,13 @@ class Document:
         input_ids: int64 [T], at least one.
         counted: bool [T], the tokens whose prediction is trained.
         hidden_states: [T, D] of the target after its final norm; None where it runs online.
+        lists: int64 [T], the list that each token is drafted from (`own_lists`); None for one.
     """
 
     input_ids: torch.Tensor
     counted: torch.Tensor
     hidden_states: torch.Tensor | None = None
+    lists: torch.Tensor | None = None
 
 
 def pack(documents: Sequence[Document], num_steps: int) -> dict[str, torch.Tensor]:
@@ -48,8 +50,11 @@ def pack(documents: Sequence[Document], num_steps: int) -> dict[str, torch.Tenso
         label_rows: int64 [num_steps, L], index of the anchor whose step k predicts it, or -1.
         counts: int64 [num_steps], labels of each step.
         hidden_states: [S, D], if the documents hold them.
+        label_lists, anchor_lists: int64 [L] and [N], if the documents hold lists: of each label,
+            and of the first token that each anchor's chain drafts.
     """
     rows, positions, anchors, labels, label_rows = [], [], [], [], []
+    label_lists, anchor_lists = [], []
     row_lengths, anchor_lengths = [], []
     start, row_start, anchor_start = 0, 0, 0
     steps = torch.arange(1, num_steps + 1).unsqueeze(1)
@@ -68,6 +73,9 @@ def pack(documents: Sequence[Document], num_steps: int) -> dict[str, torch.Tenso
         anchors.append(own_anchors + row_start)
         labels.append(own + start)
         label_rows.append(own_rows)
+        if document.lists is not None:
+            label_lists.append(document.lists[own])
+            anchor_lists.append(document.lists[own_anchors + 2])
         row_lengths.append(length)
         anchor_lengths.append(len(own_anchors))
         start += len(document.input_ids)
@@ -78,6 +86,7 @@ def pack(documents: Sequence[Document], num_steps: int) -> dict[str, torch.Tenso
         # parameter the gradient of zero that other ranks wait for.
         rows, positions, anchors = ([torch.zeros(1, dtype=torch.int64)] for _ in range(3))
         row_lengths[0] = anchor_lengths[0] = 1
+        anchor_lists = [torch.zeros(1, dtype=torch.int64)] * bool(anchor_lists)
     table = torch.cat(label_rows, dim=1)
     batch = {
         "input_ids": torch.cat([document.input_ids for document in documents]),
@@ -94,4 +103,7 @@ def pack(documents: Sequence[Document], num_steps: int) -> dict[str, torch.Tenso
     states = [d.hidden_states for d in documents if d.hidden_states is not None]
     if states:
         batch["hidden_states"] = torch.cat(states)
+    if label_lists:
+        batch["label_lists"] = torch.cat(label_lists)
+        batch["anchor_lists"] = torch.cat(anchor_lists)
     return batch

@@ -16,10 +16,11 @@ from fastmtp_sglang.training.corpus import Changed, Corpus
 from fastmtp_sglang.training.greedy import greedy_continuations
 from fastmtp_sglang.training.hidden_states import store_hidden_states
 from fastmtp_sglang.training.loss import OutputLayer
+from fastmtp_sglang.training.model import Output
+from fastmtp_sglang.training.own_lists import OwnLists, all_ids
 from fastmtp_sglang.training.packing import Document
 from fastmtp_sglang.training.records import Turn, documents, is_held_out, read_turns
 from fastmtp_sglang.training.target import FrozenTarget
-from fastmtp_sglang.training.validation import in_vocabulary
 from fastmtp_sglang.vocabulary import target as vocabulary_target
 from fastmtp_sglang.vocabulary.draft_vocabulary import DraftVocabulary
 from fastmtp_sglang.vocabulary.required import required_ids, stop_ids, union
@@ -47,8 +48,8 @@ class Prepared:
     train: Sequence[Document]
     held_out: Sequence[Document]
     greedy: Sequence[Document]
-    output: OutputLayer
-    draft_output: OutputLayer | None
+    output: Output
+    draft_output: Output | None
     vocabulary_file: Path | None
 
 
@@ -76,11 +77,9 @@ def prepare(config: TrainConfig, state: PartialState) -> Prepared:
         folder / "greedy.json",
     )
     output, vocabulary_file = _output_layer(config, target, corpus, tokens)
-    draft_output = output if output.local_ids is not None else None
+    draft_output = None if config.vocabulary.output == "full" else output
     if config.validation.draft_vocabulary:
-        draft_output = OutputLayer.restricted(
-            target.output_weight, _listed(config.validation.draft_vocabulary, tokens)
-        )
+        draft_output = _of_file(config.validation.draft_vocabulary, config, target, tokens)
     train: Sequence[Document] = corpus
     if config.data.offline:
         train = _stored(folder / "train", corpus, target, state)
@@ -88,10 +87,9 @@ def prepare(config: TrainConfig, state: PartialState) -> Prepared:
     continued = _stored(folder / "greedy", greedy, target, state)
     if config.data.offline:
         target.unload()
-    listed = output.listed()
     return Prepared(
         target,
-        Changed(train, lambda _, document: in_vocabulary(document, listed)),
+        Changed(train, lambda _, document: output.to_train(document)),
         held_out,
         continued,
         output,
@@ -155,7 +153,7 @@ def _that_fit(prompts: list[list[int]], config: TrainConfig) -> list[list[int]]:
 
 def _output_layer(
     config: TrainConfig, target: FrozenTarget, train: Corpus, tokens: Target
-) -> tuple[OutputLayer, Path | None]:
+) -> tuple[Output, Path | None]:
     name = config.vocabulary.output
     if name == "full":
         return OutputLayer(target.output_weight), None
@@ -165,15 +163,16 @@ def _output_layer(
         return OutputLayer.restricted(
             target.output_weight, torch.cat((seen, needed)).unique().to(target.device)
         ), None
-    return OutputLayer.restricted(target.output_weight, _listed(Path(name), tokens)), Path(name)
+    return _of_file(Path(name), config, target, tokens), Path(name)
 
 
-def _listed(path: Path, tokens: Target) -> torch.Tensor:
-    """All ids of a draft vocabulary file, int64, sorted."""
+def _of_file(path: Path, config: TrainConfig, target: FrozenTarget, tokens: Target) -> Output:
     vocabulary = DraftVocabulary.load(
         path, vocab_size=tokens.vocab_size, tokenizer_fingerprint=tokens.fingerprint
     )
-    return torch.cat(list(vocabulary.ids.values())).unique()
+    if config.vocabulary.lists == "own" and len(vocabulary.ids) > 1:
+        return OwnLists.of(target.output_weight, vocabulary)
+    return OutputLayer.restricted(target.output_weight, all_ids(vocabulary).to(target.device))
 
 
 def _stored(

@@ -19,6 +19,7 @@ from fastmtp_sglang.training.config import OptimizerSection, TrainConfig
 from fastmtp_sglang.training.export import write_head
 from fastmtp_sglang.training.liger import choose_loss
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
+from fastmtp_sglang.training.model import Output
 from fastmtp_sglang.training.prepare import Prepared, prepare
 from fastmtp_sglang.training.run_folder import check_settings
 from fastmtp_sglang.training.start import starting_head
@@ -69,7 +70,7 @@ def _go_on(config: TrainConfig, state: PartialState) -> Path:
     loss = config.loss
     weights = LossWeights(loss.cross_entropy, loss.kl, loss.kl_temperature)
     function, name = choose_loss(loss, prepared.target.device)
-    state.print(f"{len(prepared.train):,} documents, {len(prepared.output.weight):,} ids, {name}")
+    state.print(f"{len(prepared.train):,} documents, {prepared.output}, {name}")
     head.attach(prepared.target, prepared.output, weights, function)
     trainer = ChainTrainer(
         head,
@@ -110,7 +111,7 @@ def validate(head: torch.nn.Module, prepared: Prepared, num_steps: int) -> dict[
     metrics: dict[str, float] = {}
     for step, (loss, accepted) in enumerate(zip(forced.loss, forced.accepted, strict=True), 1):
         metrics |= {f"loss_{step}": loss, f"teacher_{step}": accepted}
-    layers = {"": OutputLayer(prepared.target.output_weight)}
+    layers: dict[str, Output] = {"": OutputLayer(prepared.target.output_weight)}
     if prepared.draft_output is not None:
         layers["draft_"] = prepared.draft_output
     for prefix, output in layers.items():

@@ -39,6 +39,7 @@ class Documents(Dataset):
             first.input_ids[:1],
             torch.zeros(1, dtype=torch.bool),
             None if first.hidden_states is None else first.hidden_states[:1],
+            None if first.lists is None else first.lists[:1],
         )
 
     def __len__(self) -> int:

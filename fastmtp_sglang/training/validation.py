@@ -10,11 +10,11 @@ drafts which would reach past the last token of a continuation are left out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from fastmtp_sglang.training.loss import OutputLayer
+from fastmtp_sglang.training.model import Output
 from fastmtp_sglang.training.packing import Document, pack
 
 _DOCUMENTS_PER_FORWARD = 16
@@ -48,16 +48,15 @@ class TeacherForced:
 
 @torch.no_grad()
 def teacher_forced(
-    head: torch.nn.Module, documents: Sequence[Document], output: OutputLayer, num_steps: int
+    head: torch.nn.Module, documents: Sequence[Document], output: Output, num_steps: int
 ) -> TeacherForced:
     """Measure on text. `head` is a `ChainHead`, maybe wrapped; `output` is what it trains with."""
     sums = torch.zeros(num_steps, dtype=torch.float64)
     correct, counts, everything = torch.zeros(3, num_steps, dtype=torch.int64)
-    listed = output.listed()
     for group in _batches(documents):
         everything += pack(group, num_steps)["counts"]
-        batch = pack([in_vocabulary(document, listed) for document in group], num_steps)
-        found = head(**_to(batch, output.weight.device))
+        batch = pack([output.to_train(document) for document in group], num_steps)
+        found = head(**_to(batch, output.device))
         sums += found["sums"].cpu()
         correct += found["correct"].cpu()
         counts += batch["counts"]
@@ -68,12 +67,13 @@ def teacher_forced(
 
 @torch.no_grad()
 def free_running(
-    head: torch.nn.Module, documents: Sequence[Document], output: OutputLayer, num_steps: int
+    head: torch.nn.Module, documents: Sequence[Document], output: Output, num_steps: int
 ) -> FreeRunning:
     """Walk over greedy continuations (`greedy.greedy_continuations`), drafting with `output`."""
     lengths: list[int] = []
     for group in _batches(documents):
-        batch = _to(pack(group, num_steps), output.weight.device)
+        documents = [output.with_lists(document) for document in group]
+        batch = _to(pack(documents, num_steps), output.device)
         matches = leading_matches(batch, head(draft_with=output, **batch)["drafts"])
         for document, accepted in zip(group, matches, strict=True):
             lengths += walk(document, accepted, num_steps)
@@ -117,13 +117,6 @@ def walk(document: Document, accepted: dict[int, int], num_steps: int) -> list[i
         found.append(accepted[position])
         position += accepted[position] + 1
     return found
-
-
-def in_vocabulary(document: Document, listed: torch.Tensor | None) -> Document:
-    """Do not count tokens that the output layer cannot score (`OutputLayer.listed`)."""
-    if listed is None:
-        return document
-    return replace(document, counted=document.counted & listed[document.input_ids])
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:

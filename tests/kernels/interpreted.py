@@ -45,11 +45,10 @@ def test_the_interpreter_is_on():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["gather", "packed"])
 @pytest.mark.parametrize("large", [False, True], ids=["small tiles", "large tiles"])
-@pytest.mark.parametrize("block", range(2))
-def test_equals_the_float64_reference(block: int, large: bool, packed: bool, tiles):
+def test_equals_the_float64_reference(large: bool, packed: bool, tiles):
     tiles(large)
     make = functools.partial(TritonDraftLogits, packed=packed)
-    first = 10_000 + 1000 * packed + 500 * large + BLOCK * block
+    first = 10_000 + 1000 * packed + 500 * large
     for seed in range(first, first + BLOCK):
         case = random_case(seed)
         assert_matches_reference(draft(case, make), case)
@@ -59,7 +58,7 @@ def test_equals_the_float64_reference(block: int, large: bool, packed: bool, til
 def test_uneven_shards_find_what_the_whole_head_finds(large: bool, tiles):
     tiles(large)
     first = 20_000 + 500 * large
-    for seed in range(first, first + 12):
+    for seed in range(first, first + 6):
         case = random_case(seed)
         assert_matches_reference(draft_sharded(case, TritonDraftLogits, seed), case)
 

@@ -3,7 +3,7 @@
 Here interpreters of their own start: two servers, by `sglang serve` and the older way in, which
 SGLang warns of, and `sglang.Engine` in a script. Most other servers are forked (`warm_python`).
 
-Alone: pytest tests/served/test_entry_points.py (starts four engines and a server)
+Alone: pytest tests/served/test_entry_points.py (starts engines and a server)
 """
 
 import chains
@@ -29,7 +29,9 @@ def test_engine(engine_runs):
     ("kind", "command"),
     [
         ("mimo-by-serve", "sglang serve"),
-        ("chains-by-launch-server", "-m sglang.launch_server"),
+        pytest.param(
+            *("chains-by-launch-server", "-m sglang.launch_server"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_server(servers, kind, command):

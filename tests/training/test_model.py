@@ -39,7 +39,7 @@ def test_every_chain_equals_draft_from_its_position(tmp_path, monkeypatch, famil
     all_states = []
     for states in chain:
         all_states.append(states)
-        drafts.append(output.argmax(states))
+        drafts.append(output.argmax(states, batch))
     parallel = torch.stack(all_states)
 
     lm_head = nn.Linear(64, pairs.VOCABULARY, bias=False, dtype=torch.float64)

@@ -191,22 +191,26 @@ def test_the_ids_that_the_loss_sees(make, tokens, state, tmp_path, prompted):
 
     data = prepare(make(vocabulary__output="data"), state)
     trained = {i for d in data.train for i in d.input_ids[d.counted].tolist()}
-    assert set(data.output.listed().nonzero().squeeze(1).tolist()) == trained | union(
-        required_ids(tokens)
-    )
+    assert set(data.output.ids.tolist()) == trained | union(required_ids(tokens))
     assert (data.draft_output, data.vocabulary_file) == (data.output, None)
 
-    file = prepare(make(vocabulary__output=str(listed)), state)
-    assert file.output.listed().nonzero().squeeze(1).tolist() == [2, 7, 11, 305]
-    assert file.vocabulary_file == listed
-    # What it cannot score does not count.
-    for document in file.train:
-        kept = document.input_ids[document.counted].tolist()
-        assert kept == ([305, 11, 2] if document.input_ids[0] == 105 else [11, 2])
+    for kind in ("own", "union"):
+        file = prepare(make(vocabulary__output=str(listed), vocabulary__lists=kind), state)
+        # No list is for these texts, of which no token belongs to a script.
+        output = file.output.layers[-1] if kind == "own" else file.output
+        assert output.ids.tolist() == [2, 7, 11, 305]
+        assert (file.draft_output, file.vocabulary_file) == (file.output, listed)
+        # What it cannot score does not count.
+        for document in file.train:
+            kept = document.input_ids[document.counted].tolist()
+            assert kept == ([305, 11, 2] if document.input_ids[0] == 105 else [11, 2])
 
     beside = prepare(make(validation__draft_vocabulary=listed), state)
     assert beside.output.local_ids is None
-    assert beside.draft_output.listed().nonzero().squeeze(1).tolist() == [2, 7, 11, 305]
+    assert [layer.ids.tolist() for layer in beside.draft_output.layers] == [
+        *([2, 11, 305], [7, 11]),
+        [2, 7, 11, 305],
+    ]
     assert beside.vocabulary_file is None
 
 

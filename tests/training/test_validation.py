@@ -14,7 +14,7 @@ from fastmtp_sglang.head.module import FastMTPHead
 from fastmtp_sglang.training.greedy import greedy_continuations
 from fastmtp_sglang.training.loss import OutputLayer
 from fastmtp_sglang.training.packing import Document, pack
-from fastmtp_sglang.training.validation import free_running, in_vocabulary, teacher_forced, walk
+from fastmtp_sglang.training.validation import free_running, teacher_forced, walk
 
 STEPS = 3
 PROMPTS = [[5, 17, 300, 4000], [9, 8, 7], [100, 2000, 30000, 5, 5, 5]]
@@ -114,7 +114,7 @@ def test_tokens_outside_the_list_count_as_wrong(pair):
         states = frozen.packed_hidden_states(document.input_ids, [len(document.input_ids)])
         documents.append(Document(document.input_ids, document.counted, states))
     output = OutputLayer.restricted(frozen.output_weight, torch.arange(500))
-    listed = [in_vocabulary(document, output.listed()) for document in documents]
+    listed = [output.to_train(document) for document in documents]
     assert all(not d.counted[d.input_ids >= 500].any() for d in listed)
     head = pair.chain_head(target=frozen, output=output)
     found = teacher_forced(head, documents, output, STEPS)
