@@ -145,13 +145,6 @@ ON_A_CPU: tuple[Limit, ...] = (
         "Remove it; --max-total-tokens is the size of the KV cache.",
         "the same",
     ),
-    Limit(
-        # SGLang turns --enable-dp-attention into it.
-        "attn_dp_size",
-        "pads batches in a way that attention on the CPU platform of fastmtp-sglang does not know",
-        "Remove it; several servers behind SGLang's router share a load.",
-        "the same",
-    ),
 )
 
 

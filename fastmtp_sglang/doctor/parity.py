@@ -103,7 +103,7 @@ PARITY = (
     ),
     Feature("weights updated while serving", YES, YES, "served/test_weight_updates"),
     Feature("prefill/decode disaggregation", YES, YES, "served/test_disaggregation"),
-    Feature("DP attention", YES, "not proven; refused on the CPU platform", "needs GPUs"),
+    Feature("DP attention", YES, YES, "served/test_attention_ranks"),
 )
 
 

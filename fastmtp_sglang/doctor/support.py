@@ -98,6 +98,10 @@ WORKS = (
         "tests/served/test_logit_processors.py",
     ),
     (
+        "DP attention on two ranks: chains, trees, draft vocabularies, ranks without a request",
+        "tests/served/test_attention_ranks.py",
+    ),
+    (
         "LoRA adapters on the target, several in a batch, loaded and unloaded while serving",
         "tests/served/test_lora.py",
     ),
@@ -116,8 +120,7 @@ UNPROVEN = (
     "quantized targets; a quantized lm_head with a draft vocabulary (its rows are read through its "
     "layer; of a biased one all tokens are scored and masked), whose formats need GPUs",
     "prefill/decode disaggregation on GPUs",
-    "DP attention; without --enable-dp-lm-head a draft vocabulary saves no time there (all tokens "
-    "are scored and masked)",
+    "DP attention on GPUs",
     "pipelines on GPUs",
     "tool calls and reasoning streamed in runs of several tokens: of the parser response_template, "
     "and where SGLang parses token ids (inkling, deepseek-recipe, gpt-oss at /v1/responses)",

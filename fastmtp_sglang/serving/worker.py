@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.distributed import get_tp_group
 from sglang.srt.layers.utils.common import PPMissingLayer
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.platforms import current_platform
 from sglang.srt.runtime_context import get_disagg, get_observability, get_parallel, get_spec
@@ -115,6 +116,10 @@ class FastMTPDraftWorker(EagleDraftWorker):
             isinstance(module, PPMissingLayer) for module in target.modules()
         ):
             model.make_own_embedding(self.draft_runner.dtype, self.draft_runner.device)
+        embedding = getattr(getattr(target, "model", None), "embed_tokens", None)
+        if isinstance(model, FastMTPHead) and type(embedding) is VocabParallelEmbedding:
+            # The module too: which ranks have which of its rows is the target's choice.
+            model.embed_tokens = embedding
         return super()._resolve_shared_embed_and_head()
 
     def init_token_map(self) -> None:
@@ -216,6 +221,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
         """Draft; the first tokens come from the preceding draft extension."""
         if self.draft_head is not None:
             self.draft_head.batch = forward_batch
+        if isinstance(self.draft_head, DraftHead):
+            self.draft_head.slots = forward_batch.req_pool_indices
         if self.record is not None:
             self.record.slots = forward_batch.req_pool_indices
         return super().draft_forward(forward_batch)
@@ -236,6 +243,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
             ends = [request is not batch.chunked_req for request in batch.reqs]
             self.draft_head.router.start(slots, batch.reqs)
             self.draft_head.router.remember(slots, next_token_ids, ends)
+            if isinstance(self.draft_head, DraftHead):
+                self.draft_head.slots = batch.req_pool_indices
         with self._for_any_shape():
             drafted = super()._draft_extend_for_prefill(
                 batch, target_hidden_states, next_token_ids, *args, **kwargs

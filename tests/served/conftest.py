@@ -46,6 +46,10 @@ _ENV = {
         f"chains-{kind}two-ranks": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
         for kind in ("", "routed-", "own-", "adaptive-")
     },
+    **{
+        f"qwen3-ranks{kind}": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+        for kind in ("", "-masked", "-listed", "-tree")
+    },
     "chains-adaptive-two-replicas": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
     **{
         kind: {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_PP_SPEC": "1"}
@@ -79,7 +83,7 @@ _ORDER = (
     ),
     *("every_route", "weight_updates", "structured_output", "scale_out", "scheduling", "equality"),
     *("sampling", "seeds", "rejection", "tree", "tensor_parallel", "families"),
-    *("lora", "pipeline"),
+    *("lora", "attention_ranks", "pipeline"),
     "tokenizer_workers",
 )
 
@@ -170,6 +174,7 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
     # Its keys and values take 46 kB a token; the longest prompt is of 1,500 tokens.
     real = ("--max-total-tokens", "12000", "--tool-call-parser", "hermes")
     two_ranks = ("--tp-size", "2")
+    attention_ranks = (*two_ranks, "--attn-dp-size", "2")
     stages = ("--pp-size", "2", "--enable-custom-logit-processor")
     # Fewer slots than adapters; without an adapter counts as one.
     adapted = (
@@ -342,6 +347,18 @@ def _flags(kind: str, checkpoints: Checkpoints) -> tuple[Path, tuple[str, ...]]:
             checkpoints.qwen3,
             (*speculate, draft, f"{checkpoints.qwen3}-head", *adapted),
         ),
+        "qwen3-ranks": (checkpoints.qwen3, attention_ranks),
+        **{
+            f"qwen3-ranks-{name}": (
+                checkpoints.qwen3,
+                (*speculate, draft, f"{checkpoints.qwen3}-head", *attention_ranks, *flags),
+            )
+            for name, flags in {
+                "masked": (),
+                "listed": ("--enable-dp-lm-head",),
+                "tree": ("--enable-dp-lm-head", *_tree(3, 2, 8)),
+            }.items()
+        },
         "qwen3-stages": (
             checkpoints.qwen3,
             (*speculate, draft, f"{checkpoints.qwen3}-head", *stages),

@@ -101,6 +101,7 @@ def test_drafts_cross_by_their_token_ids(monkeypatch, context):
     requests = [Request([2, 4, 6, 8] * 8), Request([1, 3, 5, 7] * 8, frequency_penalty=0.5)]
     there.router.start(source.tolist(), requests)
     there.batch = SimpleNamespace(req_pool_indices=source, forward_mode=ForwardMode.EXTEND)
+    there.slots = source
     hidden = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
     shares = there.score(hidden).exp()
     columns = torch.arange(TOP_K).repeat(2, 1)
@@ -140,7 +141,7 @@ def test_drafts_cross_by_their_token_ids(monkeypatch, context):
     )
     assert context.chosen == [TOP_K, 1]
     assert here.next_ids[target, 0].tolist() == expected.tolist()
-    here.batch = SimpleNamespace(req_pool_indices=target, forward_mode=ForwardMode.DECODE)
+    here.slots = target
     assert NextTokenIds(here)[arrived.topk_index].tolist() == expected.tolist()
     assert torch.equal(arrived.topk_p, shares)
     assert torch.equal(arrived.hidden_states, hidden)

@@ -30,7 +30,7 @@ def test_the_first_drafts_after_plain_decoding_are_siblings_that_differ(with_lis
         head = object.__new__(DraftHead)
         # What slots that never drafted hold.
         head.next_ids = torch.zeros(6, 4, 4, dtype=torch.int64)
-        head.batch = SimpleNamespace(req_pool_indices=slots)
+        head.slots = slots
     result = SimpleNamespace(
         next_draft_input=SimpleNamespace(),
         logits_output=SimpleNamespace(hidden_states=torch.ones(2, 3)),

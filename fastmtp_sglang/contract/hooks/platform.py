@@ -186,6 +186,26 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook("call", "sglang.srt.model_executor.model_runner:ModelRunnerOutput"),
     Hook("call", "sglang.srt.model_executor.forward_context:has_forward_context", ""),
+    # DP attention on it.
+    Hook(
+        "override",
+        "sglang.srt.layers.dp_attention:memcpy_func",
+    ),
+    Hook(
+        "call",
+        "sglang.srt.layers.dp_attention:memcpy_cpu",
+        "dst src dim offset sz offset_src",
+    ),
+    Hook("override", "sglang.srt.model_executor.forward_batch_info:_is_cpu"),
+    *(
+        Hook(
+            kind,
+            f"sglang.srt.distributed.parallel_state:GroupCoordinator.{begin}{name}",
+            "output input",
+        )
+        for name in ("all_gather_into_tensor", "reduce_scatter_tensor")
+        for kind, begin in (("override", ""), ("call", "_"))
+    ),
     # Adapters on it.
     Hook("call", f"{_LORA}.backend.lora_registry:register_lora_backend", "name"),
     Hook(

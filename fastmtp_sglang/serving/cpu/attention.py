@@ -60,8 +60,10 @@ def rows_of_verification(
     n = verify_input.draft_token_num
     if verify_input.topk == 1 or n == 1:
         return *chains(requests, seq_lens, n), None
-    seen = of_verified_tree(seq_lens, verify_input.custom_mask, n)
-    rows = requests.long().repeat_interleave(n)
+    # Behind them may be requests that fill the batch up to those of other ranks.
+    size = len(verify_input.custom_mask) // (n * n)
+    seen = of_verified_tree(seq_lens[:size], verify_input.custom_mask, n)
+    rows = requests[:size].long().repeat_interleave(n)
     return rows, seen.prefix.flatten(), seen.tree.flatten()
 
 
@@ -144,12 +146,25 @@ class CpuAttnBackend(AttentionBackend):
             _rows_of(q, tokens).unflatten(1, (layer.tp_q_head_num, layer.qk_head_dim)),
             key_cache,
             value_cache,
-            self.visible,
+            self._visible_to(tokens),
             scale=layer.scaling,
             window=-1 if window is None else window,
         )
 
     forward_decode = forward_extend
+
+    def _visible_to(self, rows: int) -> Tensor:
+        """What was planned, and for rows that fill a batch up to those of other ranks one key."""
+        missing = rows - len(self.visible)
+        if not missing:
+            return self.visible
+        slots = self.req_to_token_pool.req_to_token
+        one = torch.zeros(missing, dtype=torch.int64)
+        return torch.cat((self.visible, visibility(slots, one, one + 1)))
+
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """Keys of a row that fills a batch up to those of other ranks: one, of any request."""
+        return 1
 
     def support_triton(self) -> bool:
         """No Triton on a CPU."""

@@ -108,7 +108,8 @@ class NativeEmbeddingMethod(UnquantizedEmbeddingMethod):
 def look_up(layer: torch.nn.Module, ids: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
     """The embeddings of token ids of any shape and integer dtype, times a factor."""
     flat = ids.flatten().to(torch.int64)
-    return engine().embed(flat, layer.weight.data, factor).view(*ids.shape, -1)
+    rows = layer.weight.data
+    return engine().embed(flat, rows, factor).view(*ids.shape, rows.shape[1])
 
 
 def pack_model(model: torch.nn.Module) -> None:

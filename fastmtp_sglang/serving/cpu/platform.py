@@ -133,7 +133,14 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """
         from sglang.srt.runtime_context import get_exec, get_lora
 
-        from fastmtp_sglang.serving.cpu import fused, gemma, replay, seeded, transfer
+        from fastmtp_sglang.serving.cpu import (
+            attention_ranks,
+            fused,
+            gemma,
+            replay,
+            seeded,
+            transfer,
+        )
         from fastmtp_sglang.serving.cpu.packed_linear import pack_model
         from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
         from fastmtp_sglang.serving.verification import seeds
@@ -152,6 +159,7 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
             # A tape has its layers' weights in it, and what adapters add differs from row to row.
             replay.install(model)
         transfer.install()
+        attention_ranks.install()
         _keep_freed_blocks()
 
     def shorten_draft(self, runner: Any) -> None:

@@ -43,6 +43,8 @@ class DraftHead:
         is_stale: whether the lm_head has changed since the kernel last read what it copies of it.
         batch: the batch of the present forward pass or draft; SGLang passes it to the processor,
             but not on to where the logits are computed.
+        slots: request slots of what is drafted upon, without those that fill a batch up to those of
+            other ranks, which are in `batch` only.
         next_ids: int64 [num_slots, top_k, top_k], the latest draft tokens of each branch of each
             request slot; those behind what was decided are of branch 0.
     """
@@ -92,6 +94,7 @@ class DraftHead:
         self._shares = _ranks_with_other_rows(processor)
         self.is_stale = False
         self.batch: ForwardBatch | None = None
+        self.slots: Tensor | None = None
         self.next_ids = torch.zeros(
             num_slots, top_k, top_k, dtype=torch.int64, device=weight.device
         )
@@ -119,7 +122,8 @@ class DraftHead:
         slots = self.batch.req_pool_indices
         rows, top_k = hidden_states.shape[0], self._logits.options.top_k
         columns = torch.zeros(rows, top_k, dtype=torch.float32, device=slots.device)
-        if not rows or not len(slots):
+        # The ranks that share requests are idle together, maybe with rows up to those of others.
+        if not rows or not len(slots) or self.batch.forward_mode.is_idle():
             return columns
         width, lists = rows // len(slots), self.router.lists[slots]
         chosen: Tensor | slice = slice(None)
@@ -180,8 +184,8 @@ class NextTokenIds:
     def __getitem__(self, topk_index: Tensor) -> Tensor:
         """Return token ids for columns int64 [B, top_k], or [B * top_k, top_k] of all branches."""
         head = self._draft_head
-        assert head.batch is not None
-        slots = head.batch.req_pool_indices
+        slots = head.slots
+        assert slots is not None
         width = len(topk_index) // max(len(slots), 1)
         ids = head.next_ids[slots, :width].flatten(0, 1)
         return ids.gather(1, topk_index)

@@ -43,10 +43,6 @@ def target(tmp_path_factory):
             {"enable_hierarchical_cache": True},
             "--enable-hierarchical-cache True copies the KV cache between GPU and host memory",
         ),
-        (
-            {"enable_dp_attention": True, "tp_size": 2, "dp_size": 2},
-            "--attn-dp-size 2 pads batches",
-        ),
     ],
 )
 def test_what_has_no_operator_here_is_refused(target, algorithm, arguments, begin):

@@ -76,7 +76,8 @@ def test_each_row_drafts_from_its_list_and_its_slot_keeps_the_token(head, weight
         for row, ids in zip(hidden, (every, every[::2], every[1::2]), strict=True)
     ]
     assert head.next_ids[[3, 1, 2]].flatten().tolist() == expected
-    head.batch = batch([2, 3])
+    # Other ranks have a request more.
+    head.batch, head.slots = batch([2, 3, 0]), torch.tensor([2, 3])
     assert NextTokenIds(head)[torch.zeros(2, 1, dtype=torch.int64)].tolist() == [
         [expected[2]],
         [expected[0]],
@@ -126,6 +127,7 @@ def shares(weight, hidden, ids) -> dict[int, float]:
 def check_branches(head, weight, hidden, lists, logits) -> None:
     probabilities = path_probabilities(logits, None, False)
     columns = torch.tensor([[2, 0, 1]]).expand(len(hidden), -1)
+    head.slots = head.batch.req_pool_indices
     tokens = NextTokenIds(head)[columns]
     for row, ids in enumerate(lists):
         expected = shares(weight, hidden[row], ids)
@@ -154,7 +156,7 @@ def test_branches_have_the_probabilities_of_the_whole_list(branching, weight):
 
 
 def test_siblings_differ_even_after_a_broken_hidden_state(branching):
-    branching.batch = batch([1])
+    branching.batch, branching.slots = batch([1]), torch.tensor([1])
     logits = branching.score(torch.full((1, WIDTH), torch.nan))
     assert path_probabilities(logits, None, False).tolist() == [[0.0] * 3]
     assert len(set(NextTokenIds(branching)[torch.tensor([[0, 1, 2]])][0].tolist())) == 3
