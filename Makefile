@@ -22,11 +22,14 @@ else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
+# Starts engines instead of servers; with the units, so that both halves take as long.
+ENGINES := $(addprefix tests/served/test_,hidden_states.py entry_points.py)
+
 test-servers: $(BIN)/.installed
-	$(PYTEST) -m "not slow" tests/served
+	$(PYTEST) -m "not slow" tests/served $(addprefix --ignore ,$(ENGINES))
 
 test-units: $(BIN)/.installed
-	$(PYTEST) -m "not slow" --ignore tests/served
+	$(PYTEST) -m "not slow" $(filter-out tests/served/,$(wildcard tests/*/)) $(ENGINES)
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow tests

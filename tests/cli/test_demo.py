@@ -213,7 +213,13 @@ typer.run(demo.demo)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_a_stopped_demo_leaves_no_server(number):
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip("under nohup it goes on")

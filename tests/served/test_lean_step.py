@@ -38,13 +38,13 @@ def answer(url: str, prompt: str | list[int], sampling: dict, with_logprobs: boo
     "kind",
     [
         "chains-routed",
-        "chains-tree",
         "chains-own",
         "qwen3-listed",
-        "gemma-listed",
         "gemma-listed-tree",
-        pytest.param("smollm2-fastmtp", marks=pytest.mark.slow),
-        pytest.param("smollm2-tree", marks=pytest.mark.slow),
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("chains-tree", "gemma-listed", "smollm2-fastmtp", "smollm2-tree")
+        ),
     ],
 )
 def test_both_ways_say_the_same(servers, kind):

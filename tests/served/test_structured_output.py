@@ -53,7 +53,9 @@ def test_the_reference_obeys(baseline):
 
 @pytest.mark.parametrize("kind", SPECULATIVE)
 @pytest.mark.parametrize(
-    ("concurrency", "stream"), [(1, False), (8, False), (8, True)], ids=["1", "8", "8-stream"]
+    ("concurrency", "stream"),
+    [pytest.param(1, False, marks=pytest.mark.slow), (8, False), (8, True)],
+    ids=["1", "8", "8-stream"],
 )
 def test_equal(servers, baseline, kind, concurrency, stream):
     fast = ask(servers(kind), concurrency, stream)

@@ -228,6 +228,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_head(whole, tmp_pa
     assert not [name for name in left if name.startswith(("damaged-", ".saving", ".head"))]
 
 
+@pytest.mark.slow  # `test_trainer` compares two ranks with one.
 def test_two_processes_train_the_same_head(target, records, tmp_path):
     """`accelerate launch` or `torchrun`: one process prepares, both train, one writes."""
     config = settings(target, records, tmp_path / "one")
