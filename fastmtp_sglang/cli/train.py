@@ -25,7 +25,7 @@ def train(
         typer.Option(help="Folder of stored hidden states: made if missing, then read."),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="`scratch`, `native` or an earlier head directory.")
+        str | None, typer.Option(help="`scratch`, `fitted`, `native` or an earlier head directory.")
     ] = None,
     overrides: Annotated[
         list[str] | None,

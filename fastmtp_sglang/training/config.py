@@ -23,7 +23,13 @@ class _Section(BaseModel):
 
 
 class HeadSection(_Section):
-    """Where the head starts: `scratch`, `native` (the target's MTP layer) or a head directory."""
+    """Where the head starts.
+
+    Attributes:
+        start: `scratch`, `fitted` (scratch, at the best linear map of the data: `fitted`), `native`
+            (the target's MTP layer) or a head directory.
+        num_steps: K.
+    """
 
     start: str = "scratch"
     num_steps: int = Field(default=3, ge=1)

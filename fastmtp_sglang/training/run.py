@@ -17,9 +17,10 @@ from fastmtp_sglang.files.lock import sole_writer
 from fastmtp_sglang.training.checkpoints import CheckpointClock, CheckpointFolder
 from fastmtp_sglang.training.config import OptimizerSection, TrainConfig
 from fastmtp_sglang.training.export import write_head
+from fastmtp_sglang.training.fitted import fit
 from fastmtp_sglang.training.liger import choose_loss
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
-from fastmtp_sglang.training.model import Output
+from fastmtp_sglang.training.model import ChainHead, Output
 from fastmtp_sglang.training.prepare import Prepared, prepare
 from fastmtp_sglang.training.run_folder import check_settings
 from fastmtp_sglang.training.start import starting_head
@@ -66,6 +67,7 @@ def _go_on(config: TrainConfig, state: PartialState) -> Path:
             prepared.target.directory,
             config.head.num_steps,
             config.output / "start",
+            lambda head: _fit(head, prepared, state),
         )
     loss = config.loss
     weights = LossWeights(loss.cross_entropy, loss.kl, loss.kl_temperature)
@@ -99,6 +101,11 @@ def _go_on(config: TrainConfig, state: PartialState) -> Path:
         )
     state.wait_for_everyone()
     return head_directory
+
+
+def _fit(head: ChainHead, prepared: Prepared, state: PartialState) -> None:
+    read = fit(head, prepared.train, prepared.target)
+    state.print(f"the head starts at the best linear map of {read:,} tokens")
 
 
 def validate(head: torch.nn.Module, prepared: Prepared, num_steps: int) -> dict[str, float]:

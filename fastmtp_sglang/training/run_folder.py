@@ -34,7 +34,7 @@ _FREE = {
     "optimizer.documents_per_forward",
 }
 # Of `vocabulary.output` and `head.start`: what is no path.
-_WORDS = ("full", "data", "scratch", "native")
+_WORDS = ("full", "data", "scratch", "fitted", "native")
 
 
 def check_settings(config: TrainConfig) -> None:

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from fastmtp_sglang.errors import FastMTPError
-from fastmtp_sglang.head.checkpoint import init_head
+from fastmtp_sglang.head.checkpoint import init_head, save_head
 from fastmtp_sglang.head.compatibility import check_compatible, mimo_name
 from fastmtp_sglang.head.config import FastMTPConfig
 from fastmtp_sglang.training.model import ChainHead
 from fastmtp_sglang.training.target import load_tensors, target_config
 
 
-def starting_head(start: str, target: Path, num_steps: int, folder: Path) -> ChainHead:
+def starting_head(
+    start: str,
+    target: Path,
+    num_steps: int,
+    folder: Path,
+    fit: Callable[[ChainHead], None] | None = None,
+) -> ChainHead:
     """Load the head that training begins with, in float32 (the optimizer's master weights).
 
     Args:
-        start: `scratch`, `native` or a head directory.
+        start: `scratch`, `fitted`, `native` or a head directory.
         target: checkpoint directory of the target.
         num_steps: K, written into the head's configuration.
         folder: where a head from scratch is written, if it is not there yet: by the first process
             of several, for all of them (transformers saves nothing in the others).
+        fit: what makes a fitted head of one from scratch, in place.
 
     Raises:
         FastMTPError: the target has no native layer of MiMo's layout, or the head does not fit.
     """
     if start == "native":
         head = native_head(target)
-    elif start == "scratch":
-        if not folder.exists():
+    elif start in ("scratch", "fitted"):
+        if not folder.exists() and start == "fitted":
+            assert fit is not None
+            with tempfile.TemporaryDirectory() as scratch:
+                init_head(target, Path(scratch, "head"), num_speculative_steps=num_steps)
+                head = ChainHead.from_pretrained(Path(scratch, "head"), dtype=torch.float32)
+            fit(head)
+            save_head(head, folder)
+        elif not folder.exists():
             init_head(target, folder, num_speculative_steps=num_steps)
         head = ChainHead.from_pretrained(folder, dtype=torch.float32)
     else:
         if not (Path(start) / "config.json").is_file():
             raise FastMTPError(
-                f"head.start {start} is neither `scratch`, `native` nor a head directory."
+                f"head.start {start} is neither `scratch`, `fitted`, `native` nor a head directory."
             )
         check_compatible(target, start)
         head = ChainHead.from_pretrained(start, dtype=torch.float32)

@@ -47,16 +47,18 @@ def test_the_earlier_head_goes_on_in_float32_with_the_steps_asked_for(pair, tmp_
     assert not (tmp_path / "start").exists()
 
 
-def test_scratch_is_made_once_and_then_read(pair, tmp_path):
+@pytest.mark.parametrize("start", ["scratch", "fitted"])
+def test_scratch_is_made_once_and_then_read(pair, tmp_path, start):
     """All processes of a run, and a run that goes on, begin with the same weights."""
-    folder = tmp_path / "start"
-    head = starting_head("scratch", pair.target, 2, folder)
+    folder, fitted = tmp_path / "start", []
+    head = starting_head(start, pair.target, 2, folder, fitted.append)
     last = load_file(pair.target / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     assert torch.equal(head.state_dict()["block.mlp.up_proj.weight"], last)
     weights = load_file(folder / "model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
-    again = starting_head("scratch", pair.target, 4, folder).state_dict()
+    again = starting_head(start, pair.target, 4, folder, fitted.append).state_dict()
     assert torch.equal(again["block.mlp.up_proj.weight"], 2 * last)
+    assert len(fitted) == (start == "fitted")
 
 
 def test_a_layer_that_the_target_was_stored_without_is_named(mimo, tmp_path):

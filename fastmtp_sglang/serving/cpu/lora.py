@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving.cpu.native.engine import engine
 from fastmtp_sglang.serving.cpu.native.packing import Packed
-from fastmtp_sglang.serving.cpu.packed_linear import PackedLMHeadMethod
+from fastmtp_sglang.serving.cpu.packed_linear import PackedLMHeadMethod, use_native_rows
 from fastmtp_sglang.serving.cpu.platform import LORA_BACKEND
 
 
@@ -226,7 +226,7 @@ def install() -> None:
             init_state(self, *args, **kwargs)
         if self.lm_head_module is not None:
             # Of a tied lm_head SGLang has made another one by now.
-            self.lm_head_module.base_layer.quant_method = PackedLMHeadMethod()
+            use_native_rows(self.lm_head_module.base_layer, PackedLMHeadMethod)
 
     @functools.wraps(notify)
     def notify_backend(self: LoRAManager, slot_ids: set[int]) -> None:

@@ -129,19 +129,21 @@ def pack_model(model: torch.nn.Module) -> None:
         linear.quant_method = PackedLinearMethod(linear)
     head = getattr(model, "lm_head", None)
     for module in model.modules():
-        if (
-            isinstance(module, VocabParallelEmbedding)
-            and type(module.quant_method) is UnquantizedEmbeddingMethod
-            and _packable(module.weight)
-        ):
-            module.quant_method = (
-                PackedLMHeadMethod() if module is head else NativeEmbeddingMethod()
-            )
+        if isinstance(module, VocabParallelEmbedding):
+            use_native_rows(module, PackedLMHeadMethod if module is head else NativeEmbeddingMethod)
     if isinstance(head, torch.nn.Embedding) and _packable(head.weight):
         # SGLang's Gemma 3 scores with torch's own embedding; its rows stay, for looking tokens up.
         head.quant_method = PackedLMHeadMethod()
     if linears:
         _repack_on_load(model, linears)
+
+
+def use_native_rows(
+    module: VocabParallelEmbedding, method: type[PackedLMHeadMethod | NativeEmbeddingMethod]
+) -> None:
+    """Give an embedding or lm_head a native method, unless it is quantized or has one."""
+    if type(module.quant_method) is UnquantizedEmbeddingMethod and _packable(module.weight):
+        module.quant_method = method()
 
 
 def _repack_on_load(model: torch.nn.Module, linears: list[LinearBase]) -> None:
