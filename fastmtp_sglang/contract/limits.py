@@ -16,6 +16,9 @@ from fastmtp_sglang.errors import FastMTPError
 
 # The paper's K (arXiv 2509.18362, section 4.1).
 DEFAULT_NUM_STEPS = 3
+# SGLang's default --lora-backend, of GPUs, and what the CPU platform takes it for: its own goes by
+# that name.
+GPU_LORA_BACKEND, CPU_LORA_BACKEND = "csgmv", "torch_native"
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,7 @@ ON_A_CPU: tuple[Limit, ...] = (
         "has kernels of a GPU only, and the CPU platform of fastmtp-sglang brings one backend",
         "Remove it.",
         "the same",
-        # SGLang's default becomes the other.
-        refused=lambda backend: backend not in ("csgmv", "torch_native"),
+        refused=lambda backend: backend not in (GPU_LORA_BACKEND, CPU_LORA_BACKEND),
     ),
     Limit(
         "enable_lora_overlap_loading",

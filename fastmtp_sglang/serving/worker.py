@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.distributed import get_tp_group
-from sglang.srt.layers.utils.common import PPMissingLayer
-from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.platforms import current_platform
 from sglang.srt.runtime_context import get_disagg, get_observability, get_parallel, get_spec
@@ -112,14 +110,8 @@ class FastMTPDraftWorker(EagleDraftWorker):
     def _resolve_shared_embed_and_head(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's embedding and lm_head; on a later stage the head has the former itself."""
         model, target = self.draft_runner.model, self.target_worker.model_runner.model
-        if isinstance(model, FastMTPHead) and any(
-            isinstance(module, PPMissingLayer) for module in target.modules()
-        ):
-            model.make_own_embedding(self.draft_runner.dtype, self.draft_runner.device)
-        embedding = getattr(getattr(target, "model", None), "embed_tokens", None)
-        if isinstance(model, FastMTPHead) and type(embedding) is VocabParallelEmbedding:
-            # The module too: which ranks have which of its rows is the target's choice.
-            model.embed_tokens = embedding
+        if isinstance(model, FastMTPHead):
+            model.take_embedding(target, self.draft_runner.dtype, self.draft_runner.device)
         return super()._resolve_shared_embed_and_head()
 
     def init_token_map(self) -> None:

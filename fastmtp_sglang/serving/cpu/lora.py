@@ -25,11 +25,11 @@ from sglang.srt.lora.utils import generate_sequence_lengths, get_lm_head_pruned_
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fastmtp_sglang.contract.limits import CPU_LORA_BACKEND
 from fastmtp_sglang.errors import FastMTPError
 from fastmtp_sglang.serving.cpu.native.engine import engine
 from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.packed_linear import PackedLMHeadMethod, use_native_rows
-from fastmtp_sglang.serving.cpu.platform import LORA_BACKEND
 
 
 @dataclass
@@ -65,7 +65,7 @@ class AdaptedRows:
 class CpuLoRABackend(BaseLoRABackend):
     """SGLang's interface of a LoRA backend, for linear layers, embedding and lm_head."""
 
-    name = LORA_BACKEND
+    name = CPU_LORA_BACKEND
 
     def __init__(self, max_loras_per_batch: int, device: torch.device, **_: Any) -> None:
         super().__init__(max_loras_per_batch, device)
@@ -214,7 +214,7 @@ class _NothingPinned(TorchFunctionMode):
 
 def install() -> None:
     """Put ours in the place of SGLang's backend of torch operators; idempotent."""
-    lora_registry.register_lora_backend(LORA_BACKEND)(lambda: CpuLoRABackend)
+    lora_registry.register_lora_backend(CPU_LORA_BACKEND)(lambda: CpuLoRABackend)
     manager = LoRAManager
     if hasattr(manager.init_state, "__wrapped__"):
         return

@@ -20,8 +20,6 @@ from fastmtp_sglang.serving.requests import guards, http_app
 # SGLang picks this name itself wherever a CPU has no Intel AMX, and switches CUDA graphs off for
 # it. On our platform the name stands for our class.
 ATTENTION_BACKEND = "torch_native"
-# SGLang's default, and the name that stands for ours here.
-_LORA_BACKEND_OF_GPUS, LORA_BACKEND = "csgmv", "torch_native"
 _get_device_module = torch.get_device_module
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -59,8 +57,8 @@ class FastMTPCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from fastmtp_sglang.serving.cpu.transfer import choose_defaults
 
         choose_defaults(server_args)
-        if server_args.lora_backend == _LORA_BACKEND_OF_GPUS:
-            server_args.lora_backend = LORA_BACKEND
+        if server_args.lora_backend == limits.GPU_LORA_BACKEND:
+            server_args.lora_backend = limits.CPU_LORA_BACKEND
         http_app.prepare(server_args.tokenizer_worker_num)
         guards.install_in_tokenizer_manager()
 

@@ -17,6 +17,7 @@ from sglang.srt.layers.layernorm import Gemma3RMSNorm, RMSNorm
 from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.layers.utils.common import PPMissingLayer
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_utils import default_weight_loader
@@ -130,6 +131,19 @@ class FastMTPHead(nn.Module):
         """Share the target's weights; called by SGLang's draft worker."""
         self.embed_tokens.weight = embed
         self.lm_head.weight = head
+
+    def take_embedding(
+        self, target: nn.Module, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        """Share the target's embedding as a module: which ranks have which rows is its choice.
+
+        On a later pipeline stage, where the target has none, make room for one.
+        """
+        if any(isinstance(module, PPMissingLayer) for module in target.modules()):
+            self.make_own_embedding(dtype, device)
+        embedding = getattr(getattr(target, "model", None), "embed_tokens", None)
+        if type(embedding) is VocabParallelEmbedding:
+            self.embed_tokens = embedding
 
     def make_own_embedding(self, dtype: torch.dtype, device: torch.device | str) -> None:
         """Room for the target's embedding [V, D], where another pipeline stage holds the target's.
