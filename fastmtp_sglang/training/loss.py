@@ -59,7 +59,7 @@ class OutputLayer:
         """Do not count the tokens that have no row."""
         if self.ids is None:
             return document
-        scored = torch.isin(document.input_ids, self.ids.cpu())
+        scored = self.to_local(document.input_ids.to(self.device)).cpu() >= 0
         return replace(document, counted=document.counted & scored)
 
     def parts(self, batch: dict[str, torch.Tensor]) -> Iterator[tuple[OutputLayer, slice]]:

@@ -42,9 +42,8 @@ class OwnLists:
         """Rows of an output layer [V, D] by the lists of a vocabulary."""
         lists = [*vocabulary.ids.values(), all_ids(vocabulary)]
         layers = tuple(OutputLayer.restricted(weight, ids.to(weight.device)) for ids in lists)
-        contained = torch.zeros(len(lists), len(weight), dtype=torch.bool)
-        for index, ids in enumerate(lists):
-            contained[index, ids] = True
+        every_id = torch.arange(len(weight), device=weight.device)
+        contained = torch.stack([layer.to_local(every_id).cpu() >= 0 for layer in layers])
         table = vocabulary.routing_table()
         table = torch.where(table < 0, len(layers) - 1, table)
         return cls(layers, table, vocabulary.token_scripts, contained)

@@ -72,8 +72,8 @@ def free_running(
     """Walk over greedy continuations (`greedy.greedy_continuations`), drafting with `output`."""
     lengths: list[int] = []
     for group in _batches(documents):
-        documents = [output.with_lists(document) for document in group]
-        batch = _to(pack(documents, num_steps), output.device)
+        with_lists = [output.with_lists(document) for document in group]
+        batch = _to(pack(with_lists, num_steps), output.device)
         matches = leading_matches(batch, head(draft_with=output, **batch)["drafts"])
         for document, accepted in zip(group, matches, strict=True):
             lengths += walk(document, accepted, num_steps)

@@ -95,6 +95,20 @@ def generate_all(url: str, cases: list[tuple], *, concurrency: int, **options) -
         return [future.result() for future in futures]
 
 
+def generate_kinds(url: str, kinds: tuple[dict, ...], count: int, concurrency: int) -> list[Answer]:
+    """Answer `count` requests, longer from one to the next, with the fields of each kind by turns.
+
+    Every third one is streamed.
+    """
+
+    def one(i: int) -> Answer:
+        prompt, fields = [5 + i, 7, *range(40, 40 + i % 9)], kinds[i % len(kinds)]
+        return generate(url, prompt, stream=i % 3 == 0, max_new_tokens=8 + i, **fields)
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        return list(pool.map(one, range(count)))
+
+
 def assert_equal(fast: list[Answer], base: list[Answer]) -> None:
     """Compare what the clients of two servers got, and show the first that differ."""
     differing = [

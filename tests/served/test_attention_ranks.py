@@ -6,10 +6,8 @@ all tokens are scored.
 Run alone: pytest -m slow tests/served/test_attention_ranks.py (starts four servers of two ranks).
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
-from client import Answer, acceptance_length, assert_equal, generate
+from client import acceptance_length, assert_equal, generate_kinds
 from features import GRAMMARS
 
 pytestmark = pytest.mark.slow
@@ -22,22 +20,11 @@ FIELDS = (
 )
 
 
-def ask(url: str, concurrency: int) -> list[Answer]:
-    """24 requests of all kinds, of which every third is streamed."""
-
-    def one(i: int) -> Answer:
-        prompt = [5 + i, 7, *range(40, 40 + i % 9)]
-        return generate(url, prompt, stream=i % 3 == 0, max_new_tokens=8 + i, **FIELDS[i % 4])
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(one, range(24)))
-
-
 @pytest.mark.parametrize("kind", ["", "-masked", "-listed", "-tree"])
 def test_equal(servers, kind):
-    base = ask(servers("qwen3"), 8)
+    base = generate_kinds(servers("qwen3"), FIELDS, 24, 8)
     for concurrency in (1, 8):
-        fast = ask(servers(f"qwen3-ranks{kind}"), concurrency)
+        fast = generate_kinds(servers(f"qwen3-ranks{kind}"), FIELDS, 24, concurrency)
         assert_equal(fast, base)
         if kind:
             assert acceptance_length(fast) > 2

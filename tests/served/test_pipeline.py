@@ -5,10 +5,8 @@ the other drafted. SGLang's own EAGLE loses seeds there, and sees no custom logi
 Run alone: pytest -m slow tests/served/test_pipeline.py (starts two servers of two stages, and one).
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
-from client import Answer, acceptance_length, assert_equal, generate
+from client import acceptance_length, assert_equal, generate, generate_kinds
 from features import GRAMMARS
 from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
 
@@ -27,22 +25,11 @@ FIELDS = (
 )
 
 
-def ask(url: str, concurrency: int) -> list[Answer]:
-    """40 requests of all kinds, of which every third is streamed."""
-
-    def one(i: int) -> Answer:
-        prompt = [5 + i, 7, *range(40, 40 + i % 9)]
-        return generate(url, prompt, stream=i % 3 == 0, max_new_tokens=8 + i, **FIELDS[i % 8])
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(one, range(40)))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal(servers, kind):
-    base = ask(servers("qwen3"), 8)
+    base = generate_kinds(servers("qwen3"), FIELDS, 40, 8)
     for concurrency in (1, 8):
-        fast = ask(servers(kind), concurrency)
+        fast = generate_kinds(servers(kind), FIELDS, 40, concurrency)
         assert_equal(fast, base)
         assert acceptance_length(fast) > 2
 

@@ -71,7 +71,8 @@ def test_a_layer_that_the_target_was_stored_without_is_named(mimo, tmp_path):
 
 
 def test_a_start_that_is_nothing_is_refused(pair, tmp_path):
-    with pytest.raises(FastMTPError, match="neither `scratch`, `fitted`, `native` nor"):
+    kinds = "neither `scratch`, `fitted`, `native` nor a head directory"
+    with pytest.raises(FastMTPError, match=kinds):
         starting_head("scratsch", pair.target, 3, tmp_path)
     with pytest.raises(FastMTPError, match="no MTP layer of MiMo's layout"):
         starting_head("native", pair.target, 3, tmp_path)

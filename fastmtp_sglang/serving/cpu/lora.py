@@ -38,8 +38,8 @@ class AdaptedRows:
 
     # By the pool's slot; rows of the unadapted target are in none.
     by_slot: dict[int, Tensor]
-    # Of all rows, int64 [N]; -1 without an adapter.
-    slots: Tensor
+    # How many rows there are; SGLang compares it with those of its lm_head.
+    expected_tokens: int
     ranks: list[int]
     scalings: list[float]
     has_active_lora: bool = False
@@ -54,12 +54,7 @@ class AdaptedRows:
         worn = [slot if ranks[slot] else -1 for slot in indices]
         slots = torch.tensor(worn).repeat_interleave(torch.tensor(lengths))
         by_slot = {slot: (slots == slot).nonzero().flatten() for slot in set(worn) - {-1}}
-        return cls(by_slot, slots, ranks, scalings)
-
-    @property
-    def expected_tokens(self) -> int:
-        """How many rows SGLang's lm_head is to have."""
-        return len(self.slots)
+        return cls(by_slot, len(slots), ranks, scalings)
 
 
 class CpuLoRABackend(BaseLoRABackend):
