@@ -19,6 +19,8 @@ SUMS_AT_ONCE = 6
 _FUSED = bool(_HOST.get("fma") or _HOST.get("neon") or _HOST.get("avx512f"))
 # Whether the processor multiplies pairs of bfloat16 as they lie in memory.
 MULTIPLIES_PAIRS = bool(_HOST.get("avx512bf16")) and LANES == 16
+# Whether it multiplies tiles of them (AMX); a system may still deny that.
+MULTIPLIES_TILES = bool(_HOST.get("amx-tile") and _HOST.get("amx-bf16")) and LANES == 16
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 

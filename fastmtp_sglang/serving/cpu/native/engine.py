@@ -18,7 +18,6 @@ from torch import Tensor
 from fastmtp_sglang.serving.cpu.native import rows as by_row
 from fastmtp_sglang.serving.cpu.native.attention import attend, scratch_bytes
 from fastmtp_sglang.serving.cpu.native.best import best
-from fastmtp_sglang.serving.cpu.native.emitter import MULTIPLIES_PAIRS
 from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
@@ -34,7 +33,7 @@ from fastmtp_sglang.serving.cpu.native.passes import (
     SWEEP,
     VISIBLE,
 )
-from fastmtp_sglang.serving.cpu.native.product import product
+from fastmtp_sglang.serving.cpu.native.product import FLOATS, product, way_to_read
 from fastmtp_sglang.serving.cpu.native.team import Team
 
 if TYPE_CHECKING:
@@ -116,11 +115,11 @@ class Engine:
         out = self.new(rows, weight.outputs, x.dtype)
         bf16 = x.dtype == torch.bfloat16
         paired = weight.panels.dtype == torch.bfloat16
-        as_it_is = MULTIPLIES_PAIRS and bf16 and paired and inputs % 2 == 0
-        if bf16 and not as_it_is:
+        reading = way_to_read(inputs) if bf16 and paired else FLOATS
+        if bf16 and reading == FLOATS:
             flat = self.widen(flat)
         of_weight = weight.panels.data_ptr(), inputs, weight.outputs
-        of_all = 0 if bias is None else bias.data_ptr(), int(bf16), int(paired), int(as_it_is)
+        of_all = 0 if bias is None else bias.data_ptr(), int(bf16), int(paired), reading
         recording = self.recording
         for first in range(0, rows, SWEEP):
             # A tape is swept in turns of so many rows anyway.

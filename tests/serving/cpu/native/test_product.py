@@ -6,14 +6,16 @@ Alone: pytest tests/serving/cpu/native/test_product.py
 import pytest
 import torch
 
+from fastmtp_sglang.serving.cpu.native import tiles
 from fastmtp_sglang.serving.cpu.native.emitter import ROWS_AT_ONCE
 from fastmtp_sglang.serving.cpu.native.packing import Packed
 from fastmtp_sglang.serving.cpu.native.passes import SWEEP
+from fastmtp_sglang.serving.cpu.native.product import FLOATS, PAIRS, TILES, way_to_read
 
 SEED = 20250918
 DTYPES = [torch.float32, torch.bfloat16]
-# (outputs, inputs): below, between and beyond whole panels, and a layer of SmolLM2's.
-SHAPES = [(1, 1), (1, 7), (7, 33), (33, 7), (64, 129), (130, 1000), (192, 576)]
+# (outputs, inputs): below, between and beyond whole panels and tiles, and a layer of SmolLM2's.
+SHAPES = [(1, 1), (1, 7), (7, 33), (33, 7), (40, 32), (64, 129), (130, 1000), (192, 576)]
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -49,7 +51,7 @@ def test_bits_of_a_row_depend_on_no_other_row_and_no_thread(engines, shape, dtyp
     many = len(x)
     for engine in engines:
         assert torch.equal(engine.product(x, packed, bias), whole)
-        for rows in range(1, 2 * ROWS_AT_ONCE + 2):
+        for rows in (*range(1, 2 * ROWS_AT_ONCE + 2), *range(31, 35), *range(63, 67)):
             assert torch.equal(engine.product(x[:rows], packed, bias), whole[:rows])
             last = engine.product(x[many - rows :], packed, bias)
             assert torch.equal(last, whole[many - rows :])
@@ -64,3 +66,18 @@ def test_rows_that_lie_apart(engine):
 
 def test_no_rows_give_no_rows(engine):
     assert engine.product(torch.empty(0, 8), Packed.of(torch.ones(5, 8))).shape == (0, 5)
+
+
+def test_a_system_that_denies_tiles_gets_the_product_of_pairs(engine, monkeypatch):
+    """The registers of AMX want a permission, which a sandbox may not give."""
+    packed, x = Packed.of(random(40, 64, seed=8, dtype=DTYPES[1])), random(3, 64, seed=9).bfloat16()
+    expected = x.double() @ packed.rows().double().T
+    monkeypatch.setattr(tiles, "allowed", lambda: False)
+    assert way_to_read(64) in (FLOATS, PAIRS)
+    torch.testing.assert_close(engine.product(x, packed).double(), expected, rtol=2**-8, atol=1e-4)
+
+
+def test_tiles_are_used_where_all_of_their_inputs_are_filled(monkeypatch):
+    monkeypatch.setattr(tiles, "allowed", lambda: True)
+    used = [inputs for inputs in (1, 32, 33, 48, 576) if way_to_read(inputs) == TILES]
+    assert used == [32, 576]
