@@ -65,6 +65,24 @@ def sample_from(probs: Tensor, coins: Tensor) -> Tensor:
     return drawn
 
 
+def sample_kept(
+    probs: Tensor,
+    coins: Tensor,
+    top_ks: Tensor | None = None,
+    top_ps: Tensor | None = None,
+    min_ps: Tensor | None = None,
+) -> Tensor:
+    """`sample_from` what `keep_largest` keeps, which is not written anywhere.
+
+    Returns:
+        int64 [rows].
+    """
+    drawn = torch.empty(len(probs), dtype=torch.int64)
+    limits = _limits(len(probs), top_ks, top_ps, min_ps)
+    _run(draws.draw_kept, probs.contiguous(), *limits, coins.contiguous(), drawn)
+    return drawn
+
+
 def sample_seeded(
     probs: Tensor,
     seeds: Tensor,

@@ -89,7 +89,7 @@ def sample_filtered(
         )
     filters = top_ks, top_ps, min_ps if need_min_p_sampling else None
     if sampling_seed is None:
-        return sample(sampling.keep_largest(probs, *filters))
+        return sampling.sample_kept(probs, torch.rand(len(probs)), *filters).int()
     return sampling.sample_seeded(probs, sampling_seed, positions, filters).int()
 
 

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from fastmtp_sglang.serving.cpu.sampling import (
     keep_largest,
     sample_from,
+    sample_kept,
     top_k_renorm,
     top_p_renorm,
 )
@@ -144,7 +145,7 @@ def test_every_filter_sees_the_whole_row(case):
         return torch.where(torch.rand(6, generator=g) < 0.5, values, otherwise)
 
     filters = (
-        sometimes(torch.randint(1, 60, (6,), generator=g), 1 << 30),
+        sometimes(torch.randint(1, 60 if case % 2 else 9, (6,), generator=g), 1 << 30),
         sometimes(torch.rand(6, generator=g), 1.0),
         sometimes(torch.rand(6, generator=g) * 0.3, 0.0),
     )
@@ -157,6 +158,16 @@ def test_every_filter_sees_the_whole_row(case):
     point = (coins.double() * cumulative[:, -1]).unsqueeze(1)
     drawn = torch.searchsorted(cumulative, point, right=True).squeeze(1)
     assert torch.equal(sample_from(kept, coins), drawn)
+    assert torch.equal(sample_kept(probs, coins, *filters), drawn)
+
+
+def test_a_row_whose_sum_misses_the_limit_is_kept_whole():
+    """Its small entries are passed over at first, and needed after all."""
+    probs = torch.full((1, 2000), 1e-6)
+    probs[0, 7] = 0.3
+    assert (keep_largest(probs, top_ps=torch.tensor([0.9])) > 0).all()
+    drawn = sample_kept(probs.expand(2, -1), torch.tensor([0.0, LARGEST_COIN]), None, None)
+    assert drawn.tolist() == [0, 1999]
 
 
 # --- draws ---

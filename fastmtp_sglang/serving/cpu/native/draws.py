@@ -8,7 +8,7 @@ is the largest p / -log u, and -log u >= 1 - u: so the logarithms of few columns
 import numpy as np
 
 from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
-from fastmtp_sglang.serving.cpu.native.filtering import edge_of
+from fastmtp_sglang.serving.cpu.native.filtering import BLOCK, edge_of
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
 
@@ -68,6 +68,43 @@ def draw(op, rows, given, scratch, start, stop):
                 if before > point:
                     break
         integers(op[4] + r * 8, 1)[0] = last
+
+
+@operator
+def draw_kept(op, rows, given, scratch, start, stop):
+    """Draw from what the filters keep of each row, as `draw` does of what `filtering.keep` writes.
+
+    Fields: probabilities (float32 [rows, width]), width, and as `filtering.keep` k, p and min-p;
+    coins (float32 [rows], in [0, 1)), out (int64 [rows]).
+    """
+    op = integers(op, FIELDS)
+    width = op[2]
+    blocks = -(-width // BLOCK)
+    tops = np.empty(blocks, np.float32)
+    largest_bits = small_integers(tops.ctypes.data, blocks)
+    for r in range(start, stop):
+        row = op[1] + r * width * 4
+        smallest, kept, _, total = edge_of(op, r, row, width, tops.ctypes.data)
+        numbers, bits = floats(row, width), small_integers(row, width)
+        point = np.float64(floats(op[6] + r * 4, 1)[0]) * total
+        before, last = 0.0, 0
+        for block in range(blocks):
+            if largest_bits[block] < smallest:
+                continue
+            for i in range(block * BLOCK, min((block + 1) * BLOCK, width)):
+                if bits[i] < smallest:
+                    continue
+                if bits[i] == smallest:
+                    kept -= 1
+                    if kept < 0:
+                        continue
+                last = i
+                before += numbers[i]
+                if before > point:
+                    break
+            if before > point:
+                break
+        integers(op[7] + r * 8, 1)[0] = last
 
 
 @helper
@@ -147,7 +184,8 @@ def _sort(keys, count):
 @helper
 def _kept(op, r, row, width):
     """Places that are kept of row r, those of the largest first, and how many."""
-    smallest, kept, _, _ = edge_of(op, r, row, width)
+    tops = np.empty(-(-width // BLOCK), np.float32)
+    smallest, kept, _, _ = edge_of(op, r, row, width, tops.ctypes.data)
     bits = small_integers(row, width)
     keys = np.empty(width, np.int64)
     count = 0
