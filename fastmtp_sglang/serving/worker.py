@@ -197,11 +197,14 @@ class FastMTPDraftWorker(EagleDraftWorker):
         if self.topk < self.largest.top_k:
             first.topk_p = first.topk_p[:, : self.topk]
             first.topk_index = first.topk_index[:, : self.topk]
-        if self.speculative_num_steps == self.topk == 1 and self.record is None:
-            lean_step = self.lean_step_for(batch)
-            if lean_step is not None:
-                return lean_step.draft_one(batch)
-        return super().draft(batch, **kwargs)
+        num_steps, lean_step = self.speculative_num_steps, self.lean_step_for(batch)
+        if num_steps == 0 or lean_step is None or not lean_step.can_draft(num_steps):
+            return super().draft(batch, **kwargs)
+        if self.record is not None:
+            self.record.slots = batch.req_pool_indices
+        return lean_step.draft(
+            batch, TreeShape(num_steps, self.topk, self.speculative_num_draft_tokens)
+        )
 
     def lean_step_for(self, batch: ScheduleBatch) -> LeanStep | None:
         """The short way to a step, if there is one for this batch."""

@@ -154,6 +154,11 @@ HOOKS: tuple[Hook, ...] = (
     # Steps of ordinary batches.
     Hook("override", f"{_POOL}:MHATokenToKVPool._create_buffers", ""),
     Hook("override", f"{_SPEC}.eagle_worker_v2:EAGLEWorkerV2.init_cuda_graphs", ""),
+    Hook(
+        "call",
+        f"{_SPEC}.spec_utils:select_top_k_tokens",
+        "i topk_p topk_index hidden_states scores topk",
+    ),
     *(
         Hook("read", f"sglang.srt.models.{model}.forward", "input_ids positions forward_batch")
         for model in (

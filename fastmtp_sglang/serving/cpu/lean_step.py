@@ -25,11 +25,12 @@ from sglang.srt.models.llama import LlamaForCausalLM
 from sglang.srt.models.qwen2 import Qwen2ForCausalLM
 from sglang.srt.models.qwen3 import Qwen3ForCausalLM
 from sglang.srt.runtime_context import get_lora, get_parallel
-from sglang.srt.speculative import eagle_worker_common
+from sglang.srt.speculative import eagle_worker_common, eagle_worker_v2, spec_utils
 from sglang.srt.speculative.eagle_info import EagleDraftInput, EagleVerifyInput
 from sglang.srt.speculative.spec_utils import fast_topk
 from sglang.srt.utils.async_probe import maybe_detect_inf, maybe_detect_nan
 
+from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.serving.cpu import replay
 from fastmtp_sglang.serving.cpu.attention import (
     CpuAttnBackend,
@@ -39,7 +40,9 @@ from fastmtp_sglang.serving.cpu.attention import (
 )
 from fastmtp_sglang.serving.cpu.ops import assign_extend_cache_locs
 from fastmtp_sglang.serving.cpu.packed_linear import PackedLMHeadMethod
-from fastmtp_sglang.serving.drafting.draft_head import DraftHead
+from fastmtp_sglang.serving.cpu.tree import build_tree
+from fastmtp_sglang.serving.cpu.visibility import of_drafted_branches
+from fastmtp_sglang.serving.drafting.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class LeanStep:
     def __init__(self, target: ModelRunner, draft: ModelRunner, draft_head: DraftHead) -> None:
         """Take what `possible` accepts."""
         self._target, self._head = target, draft.model
-        self._draft_head = draft_head
+        self._draft_head, self._next_ids = draft_head, NextTokenIds(draft_head)
         self._kv_allocator = target.token_to_kv_pool_allocator
         self._req_to_token = target.req_to_token_pool.req_to_token
 
@@ -94,30 +97,58 @@ class LeanStep:
         """Whether the head's pass is recorded too."""
         return replay.tape(self._head, ForwardMode.DRAFT_EXTEND_V2) is not None
 
-    def draft_one(self, batch: ScheduleBatch) -> EagleVerifyInput:
-        """What is verified of a chain of one draft, which the step before has made."""
-        first = batch.spec_info
-        self._draft_head.batch = batch
-        slots = batch.req_pool_indices
-        drafts = self._draft_head.next_ids[slots, 0, :1]
-        decided = first.bonus_tokens.to(torch.int64).unsqueeze(1)
-        size = len(slots)
-        next_row = torch.full((size, 2), -1)
-        next_row[:, 0] = 1
-        return EagleVerifyInput(
-            draft_token=torch.cat((decided, drafts), 1).flatten(),
-            custom_mask=torch.tensor([True, False, True, True]).repeat(size),
-            positions=_count_from(batch.seq_lens, 2),
-            retrieve_index=torch.arange(2 * size).view(size, 2),
-            retrieve_next_token=next_row,
-            retrieve_next_sibling=torch.full((size, 2), -1),
-            retrieve_cum_len=None,
-            spec_steps=1,
-            topk=1,
-            draft_token_num=2,
-            capture_hidden_mode=CaptureHiddenMode.FULL,
-            seq_lens_sum=None,
-            seq_lens_cpu=None,
+    def can_draft(self, num_steps: int) -> bool:
+        """Whether the passes behind the first drafts are recorded, of which K - 1 are needed."""
+        return num_steps == 1 or replay.tape(self._head, ForwardMode.DECODE) is not None
+
+    def draft(self, batch: ScheduleBatch, shape: TreeShape) -> EagleVerifyInput:
+        """Draft upon the first drafts, which the step before has made; what is to be verified.
+
+        Args:
+            batch: to be decoded.
+            shape: of a chain or a tree of at least one draft.
+        """
+        first, top_k = batch.spec_info, shape.top_k
+        batch.forward_mode = ForwardMode.DECODE
+        self._draft_head.batch, self._draft_head.slots = batch, batch.req_pool_indices
+        shares, ids = first.topk_p, self._next_ids[first.topk_index]
+        states, scores = first.hidden_states, None
+        # Of each step probabilities of paths, tokens, and which drafts the next one goes on from.
+        drafted: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for step in range(shape.num_steps):
+            chosen, states, scores, tree_info = spec_utils.select_top_k_tokens(
+                step, shares, ids, states, scores, top_k
+            )
+            for kept, part in zip(drafted, tree_info, strict=True):
+                kept.append(part)
+            if step == shape.num_steps - 1:
+                break
+            states = self._draft_step(batch, shape, step, chosen, states)
+            columns = self._draft_head.score(states)
+            shares, best = fast_topk(columns.exp(), top_k, dim=-1)
+            ids = self._next_ids[best]
+        if top_k == 1:
+            return _chain(batch, torch.cat(drafted[1], 1))
+        verified = eagle_worker_v2.organize_draft_results(*drafted, shape.num_rows)
+        return _tree(batch, shape, *verified)
+
+    def _draft_step(
+        self, batch: ScheduleBatch, shape: TreeShape, step: int, ids: Tensor, states: Tensor
+    ) -> Tensor:
+        """The head's output for the drafts of one step, [B * top_k, D]."""
+        requests, seq_lens = batch.req_pool_indices.long(), batch.seq_lens.long()
+        num_steps, top_k = shape.num_steps, shape.top_k
+        # Each branch has K neighbouring slots behind what is decided.
+        columns = seq_lens.unsqueeze(1) + torch.arange(step, top_k * num_steps, num_steps)
+        slots = self._req_to_token[requests.unsqueeze(1), columns]
+        batch.out_cache_loc = slots.long().flatten()
+        seen = of_drafted_branches(seq_lens, top_k, num_steps, step)
+        rows = requests.unsqueeze(1).expand_as(columns).flatten()
+        positions = (seq_lens + step).unsqueeze(1).expand_as(columns).flatten()
+        return self._sweep(
+            *(self._head, batch, ids, positions),
+            visibility(self._req_to_token, rows, seen.prefix.flatten(), seen.tree.flatten()),
+            states,
         )
 
     def verify(self, batch: ScheduleBatch) -> GenerationBatchResult:
@@ -204,13 +235,74 @@ class LeanStep:
             "slots": batch.out_cache_loc,
             "visible": visible,
         }
-        return tape.sweep(len(ids), [x.contiguous() for x in inputs], **of_rows)
+        # Of an expanded tensor even `flatten` may be a view whose rows are one.
+        given = {name: rows.contiguous() for name, rows in of_rows.items()}
+        return tape.sweep(len(ids), [x.contiguous() for x in inputs], **given)
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """Float32 [rows, V]."""
         model = self._target.model
         logits = model.lm_head.quant_method.apply(model.lm_head, hidden_states)
         return logits[:, : model.logits_processor.vocab_size].float()
+
+
+def _chain(batch: ScheduleBatch, drafts: Tensor) -> EagleVerifyInput:
+    """What is verified of chains, int64 [B, K]."""
+    size, num_steps = drafts.shape
+    n = num_steps + 1
+    next_row = torch.arange(1, n + 1)
+    next_row[-1] = -1
+    return _verify_input(
+        TreeShape(num_steps, 1, n),
+        draft_token=_behind_the_decided(batch, drafts),
+        custom_mask=torch.ones(n, n, dtype=torch.bool).tril().flatten().repeat(size),
+        positions=_count_from(batch.seq_lens, n),
+        retrieve_index=torch.arange(n * size).view(size, n),
+        retrieve_next_token=next_row.repeat(size, 1),
+        retrieve_next_sibling=torch.full((size, n), -1),
+    )
+
+
+def _tree(
+    batch: ScheduleBatch, shape: TreeShape, parents: Tensor, chosen: Tensor, drafts: Tensor
+) -> EagleVerifyInput:
+    """What is verified of trees, of which SGLang has chosen the likeliest drafts."""
+    size, n = len(drafts), shape.num_rows
+    mask = torch.empty(size * n * n, dtype=torch.bool)
+    positions = torch.empty(size * n, dtype=torch.int64)
+    index, child, sibling = torch.empty(3, size, n, dtype=torch.int64)
+    of_drafts = parents, chosen, batch.seq_lens
+    written = mask, positions, index, child, sibling
+    build_tree(*of_drafts, *written, shape.top_k, shape.num_steps, n, tree_mask_mode=None)
+    return _verify_input(
+        shape,
+        draft_token=_behind_the_decided(batch, drafts),
+        custom_mask=mask,
+        positions=positions,
+        retrieve_index=index,
+        retrieve_next_token=child,
+        retrieve_next_sibling=sibling,
+    )
+
+
+def _behind_the_decided(batch: ScheduleBatch, drafts: Tensor) -> Tensor:
+    """Drafts [B, n - 1] behind the last token of each request, [B * n]."""
+    decided = batch.spec_info.bonus_tokens.to(torch.int64).unsqueeze(1)
+    return torch.cat((decided, drafts), 1).flatten()
+
+
+def _verify_input(shape: TreeShape, **fields: Tensor) -> EagleVerifyInput:
+    """SGLang's description of the drafts of a shape."""
+    return EagleVerifyInput(
+        **fields,
+        retrieve_cum_len=None,
+        spec_steps=shape.num_steps,
+        topk=shape.top_k,
+        draft_token_num=shape.num_rows,
+        capture_hidden_mode=CaptureHiddenMode.FULL,
+        seq_lens_sum=None,
+        seq_lens_cpu=None,
+    )
 
 
 def _is_plain(processor: LogitsProcessor) -> bool:

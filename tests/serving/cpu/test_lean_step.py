@@ -14,7 +14,9 @@ from sglang.srt.models.gemma3_causal import Gemma3ForCausalLM
 from sglang.srt.models.llama import LlamaForCausalLM
 from sglang.srt.models.qwen2 import Qwen2ForCausalLM
 from sglang.srt.models.qwen3 import Qwen3ForCausalLM
+from sglang.srt.speculative import spec_utils
 
+from fastmtp_sglang.contract.tree_shape import TreeShape
 from fastmtp_sglang.serving.cpu import lean_step, tree
 from fastmtp_sglang.serving.cpu.attention import CpuAttnBackend
 from fastmtp_sglang.serving.cpu.lean_step import LeanStep
@@ -150,6 +152,7 @@ class Tape:
     def sweep(self, rows, inputs, **of_rows):
         self.rows, self.inputs, self.of_rows = rows, inputs, of_rows
         assert all(len(values) == rows for values in of_rows.values())
+        assert all(values.is_contiguous() for values in (*inputs, *of_rows.values()))
         return self.output
 
 
@@ -162,7 +165,12 @@ def tapes(monkeypatch) -> dict[ForwardMode, Tape]:
 
 
 @pytest.fixture
-def step() -> LeanStep:
+def step(monkeypatch) -> LeanStep:
+    # As the platform does: SGLang's is compiled, which takes a C++ compiler and seconds.
+    compiled = spec_utils._select_top_k_tokens_later
+    plain = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    monkeypatch.setattr(spec_utils, "_select_top_k_tokens_later", plain)
+
     class Method:
         def apply(self, layer, hidden):
             return torch.nn.functional.pad(hidden, (0, VOCAB + 2 - WIDTH))
@@ -176,8 +184,9 @@ def step() -> LeanStep:
         token_to_kv_pool_allocator="allocator",
         req_to_token_pool=SimpleNamespace(req_to_token=table),
     )
-    next_ids = torch.arange(6 * 4).view(6, 2, 2)
-    draft_head = SimpleNamespace(batch=None, next_ids=next_ids)
+    # Each branch of a request drafts the same two tokens.
+    next_ids = (4 * torch.arange(6).view(6, 1, 1) + torch.arange(2)).repeat(1, 2, 1)
+    draft_head = SimpleNamespace(batch=None, slots=None, next_ids=next_ids)
     draft_head.score = lambda states: states[:, :2].log()
     return LeanStep(target, SimpleNamespace(model="head"), draft_head)
 
@@ -219,15 +228,30 @@ def test_batches_that_want_more_do_not(step, tapes, fields):
     assert not step.suits(batch(**fields))
 
 
-def test_a_chain_of_one_draft_is_what_sglang_builds(step):
-    given = batch(spec_info=SimpleNamespace(bonus_tokens=torch.tensor([8, 9], dtype=torch.int32)))
-    verified = step.draft_one(given)
-    assert verified.draft_token.tolist() == [8, 16, 9, 8]  # each after its slot's first draft
-    mask, positions = torch.zeros(8, dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
-    index, child, sibling = (torch.zeros(2, 2, dtype=torch.int64) for _ in range(3))
+def first_drafts(top_k: int) -> SimpleNamespace:
+    """What the step before leaves; branch 0 of each slot has the ids of `step`'s `next_ids`."""
+    return SimpleNamespace(
+        bonus_tokens=torch.tensor([8, 9], dtype=torch.int32),
+        topk_p=torch.tensor([[0.6, 0.3], [0.5, 0.4]])[:, :top_k],
+        topk_index=torch.tensor([[0, 1], [0, 1]])[:, :top_k],
+        hidden_states=torch.ones(2, WIDTH),
+    )
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_a_chain_is_what_sglang_builds(step, tapes, num_steps):
+    given = batch(spec_info=first_drafts(1))
+    tapes[ForwardMode.DECODE] = tape = Tape(torch.tensor([[0.2, 0.7, 0.0, 0.1]] * 2))
+    verified = step.draft(given, TreeShape(num_steps, 1, num_steps + 1))
+    # Each slot's first draft, and then the likelier one of two.
+    drafts = [[16, *[17] * (num_steps - 1)], [8, *[9] * (num_steps - 1)]]
+    assert verified.draft_token.tolist() == [8, *drafts[0], 9, *drafts[1]]
+    n, shape = num_steps + 1, (2, num_steps + 1)
+    mask, positions = torch.zeros(2 * n * n, dtype=torch.bool), torch.zeros(2 * n, dtype=torch.long)
+    index, child, sibling = (torch.zeros(*shape, dtype=torch.int64) for _ in range(3))
     tree.build_tree(
-        torch.full((2, 1), -1), torch.zeros(2, 1, dtype=torch.int64), given.seq_lens.int(),
-        mask, positions, index, child, sibling, 1, 1, 2, None,
+        torch.arange(-1, num_steps - 1).repeat(2, 1), torch.arange(num_steps).repeat(2, 1),
+        given.seq_lens.int(), mask, positions, index, child, sibling, 1, num_steps, n, None,
     )  # fmt: skip
     for ours, theirs in (
         (verified.custom_mask, mask),
@@ -237,12 +261,53 @@ def test_a_chain_of_one_draft_is_what_sglang_builds(step):
         (verified.retrieve_next_sibling, sibling),
     ):
         assert torch.equal(ours, theirs)
+    assert (verified.topk, verified.spec_steps, verified.draft_token_num) == (1, num_steps, n)
+    if num_steps > 1:
+        last = num_steps - 2
+        assert tape.of_rows["ids"].tolist() == [row[last] for row in drafts]
+        assert tape.of_rows["positions"].tolist() == [7 + last, 20 + last]
+        assert tape.of_rows["slots"].tolist() == [4 * 40 + 7 + last, 2 * 40 + 20 + last]
+
+
+def test_a_tree_drafts_upon_all_branches_and_verifies_the_likeliest(step, tapes):
+    """Two steps of two branches; the children of a draft are 0.7 and 0.2 as likely as it."""
+    given = batch(spec_info=first_drafts(2))
+    tapes[ForwardMode.DECODE] = tape = Tape(torch.tensor([[0.2, 0.7, 0.0, 0.1]] * 4))
+    verified = step.draft(given, TreeShape(2, 2, 4))
+    assert tape.of_rows["ids"].tolist() == [16, 17, 8, 9]
+    assert tape.of_rows["positions"].tolist() == [7, 7, 20, 20]
+    # The branches of a request have two neighbouring slots each.
+    assert tape.of_rows["slots"].tolist() == [4 * 40 + 7, 4 * 40 + 9, 2 * 40 + 20, 2 * 40 + 22]
+    assert tape.of_rows["visible"][:, 1:].tolist() == [[7, 1], [7, 4], [20, 1], [20, 4]]
+    # 0.6, 0.42, 0.3 (before 0.21) and 0.5, 0.4, 0.35: both firsts and the first one's likelier.
+    assert verified.draft_token.tolist() == [8, 16, 17, 17, 9, 8, 9, 9]
+    assert verified.positions.tolist() == [7, 8, 8, 9, 20, 21, 21, 22]
+    assert verified.retrieve_next_token.tolist() == [[1, 3, -1, -1]] * 2
+    assert verified.retrieve_next_sibling.tolist() == [[-1, 2, -1, -1]] * 2
+    assert step._draft_head.batch is given
+    assert torch.equal(step._draft_head.slots, given.req_pool_indices)
+
+
+def test_the_branches_of_one_request(step, tapes):
+    """What is expanded over them lies in memory row by row."""
+    first = first_drafts(2)
+    alone = SimpleNamespace(**{name: rows[:1] for name, rows in vars(first).items()})
+    given = batch(spec_info=alone, req_pool_indices=torch.tensor([4]), seq_lens=torch.tensor([7]))
+    tapes[ForwardMode.DECODE] = Tape(torch.tensor([[0.2, 0.7, 0.0, 0.1]] * 2))
+    assert step.draft(given, TreeShape(2, 2, 4)).draft_token.tolist() == [8, 16, 17, 17]
+
+
+def test_a_step_can_be_drafted_once_the_heads_pass_is_recorded(step, tapes):
+    assert step.can_draft(1)
+    assert not step.can_draft(2)
+    tapes[ForwardMode.DECODE] = Tape(torch.zeros(0))
+    assert step.can_draft(2)
 
 
 def test_a_verification(step, tapes, monkeypatch):
     """The first request has its draft accepted, the second not."""
-    given = batch(spec_info=SimpleNamespace(bonus_tokens=torch.tensor([8, 9])))
-    given.spec_info = step.draft_one(given)
+    given = batch(spec_info=first_drafts(1))
+    given.spec_info = step.draft(given, TreeShape(1, 1, 2))
     hidden = torch.arange(4.0 * WIDTH).view(4, WIDTH)
     tapes[ForwardMode.TARGET_VERIFY] = tape = Tape(hidden)
     sampled = torch.tensor([16, 5, 6, 0], dtype=torch.int32)
