@@ -19,7 +19,7 @@ from fastmtp_sglang.serving.cpu.native.emitter import (
     SUMS_AT_ONCE,
 )
 from fastmtp_sglang.serving.cpu.native.exponential import exp
-from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
+from fastmtp_sglang.serving.cpu.native.machine import floats, integers, prefetch, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import (
     FIELDS,
     PASS_FIELDS,
@@ -42,6 +42,8 @@ _wide_half, _single_half, _one_half = (
 # Queries (rows and heads) that share keys, where the heads of one row are not more.
 _QUERIES = 24
 _BITS = 64
+# Bytes of a cache line, and of how many keys the lines are on their way while others are read.
+_LINE, _AHEAD = 64, 2 * PANEL
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 
 
@@ -78,6 +80,15 @@ def _weighted(weights, stride, number, slots, n, base, step, out, size, bf16):
             else:
                 _one(number, weights, stride, slots, n, at, step, to, size)
             done += 1
+
+
+@helper
+def _fetch(slots, n, base, step, size):
+    """Let the cache fetch rows of `size` bytes at n slots, which may lie far apart."""
+    for i in range(n):
+        row = base + slots[i] * step
+        for line in range(0, size, _LINE):
+            prefetch(row + line)
 
 
 @helper
@@ -250,7 +261,14 @@ def attend(op, rows, given, scratch, start, stop):
                 write_row(x, scratch + query * size * 4, size, False)
         keys = op[5] + key_head * size * cache_width
         step = key_heads * size * cache_width
+        values = op[6] + key_head * value_size * cache_width
+        value_step = key_heads * value_size * cache_width
+        _fetch(slots, min(n, _AHEAD), keys, step, size * cache_width)
         for block in range(0, stride, PANEL):
+            ahead = block + _AHEAD
+            _fetch(slots[ahead:], min(n - ahead, PANEL), keys, step, size * cache_width)
+            many = min(n - block, PANEL)
+            _fetch(slots[block:], many, values, value_step, value_size * cache_width)
             if paired:
                 _pairs(slots_at + block * 8, keys, step, size, tile)
             elif half_cache:
@@ -259,8 +277,6 @@ def attend(op, rows, given, scratch, start, stop):
                 _floats(slots_at + block * 8, keys, step, size, tile)
             to = scores_at + block * 4
             multiply(scratch, size, paired, queries, tile, size, paired, to, stride)
-        values = op[6] + key_head * value_size * cache_width
-        step = key_heads * value_size * cache_width
         for query in range(queries):
             at, i = scores_at + query * stride * 4, query // group * SEEN
             shares[query] = _softmax(
@@ -269,7 +285,9 @@ def attend(op, rows, given, scratch, start, stop):
         for query in range(0, queries, SUMS_AT_ONCE):
             at, to = scores_at + query * stride * 4, results_at + query * value_size * 4
             number = min(SUMS_AT_ONCE, queries - query)
-            _weighted(at, stride, number, slots_at, n, values, step, to, value_size, half_cache)
+            _weighted(
+                at, stride, number, slots_at, n, values, value_step, to, value_size, half_cache
+            )
         for query in range(queries):
             at = results_at + query * value_size * 4
             result = floats(at, value_size)

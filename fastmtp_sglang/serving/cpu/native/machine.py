@@ -116,6 +116,21 @@ def pause(typing):
 
 
 @intrinsic
+def prefetch(typing, address):
+    """Let the cache fetch the line at an address, which will be read soon."""
+
+    def emit(context, builder, signature, args):
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [byte, *[number] * 3])
+        fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        # To be read, into the second level, data.
+        builder.call(fetch, [builder.inttoptr(args[0], byte), number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@intrinsic
 def call(typing, address, op, rows, given, scratch, start, stop):
     """Call the operator whose machine code lies at `address`."""
 
