@@ -105,7 +105,10 @@ def _go_on(config: TrainConfig, state: PartialState) -> Path:
 
 def _fit(head: ChainHead, prepared: Prepared, state: PartialState) -> None:
     read = fit(head, prepared.train, prepared.target)
-    state.print(f"the head starts at the best linear map of {read:,} tokens")
+    if prepared.train[0].hidden_states is not None:
+        # The model has only run for the fit: the states of all documents are stored.
+        prepared.target.unload()
+    state.print(f"the head's layer reads what the last layer does, by a map of {read:,} tokens")
 
 
 def validate(head: torch.nn.Module, prepared: Prepared, num_steps: int) -> dict[str, float]:

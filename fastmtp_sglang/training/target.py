@@ -8,6 +8,7 @@ otherwise.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,46 @@ class FrozenTarget:
         """Drop the whole model, where only embedding and output layer are used from now on."""
         self.__dict__.pop("model", None)
 
-    @torch.no_grad()
     def packed_hidden_states(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """Hidden states [S, D] of documents packed end to end, ids int64 [S].
 
         Documents are padded on the right, which a causal model's earlier positions do not see.
         """
+        return self._packed(ids, lengths, self._last_states)
+
+    def packed_streams(
+        self, ids: torch.Tensor, lengths: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`packed_hidden_states`, and [S, D] the residual streams that the last layer reads."""
+        streams: list[torch.Tensor] = []
+
+        def both(padded: torch.Tensor) -> torch.Tensor:
+            return torch.cat((self._last_states(padded), streams.pop()), dim=-1)
+
+        last = self.model.model.layers[-1]
+        hook = last.register_forward_pre_hook(lambda _, given: streams.append(given[0]))
+        try:
+            states, read = self._packed(ids, lengths, both).chunk(2, dim=1)
+        finally:
+            hook.remove()
+        return states, read
+
+    def _last_states(self, padded: torch.Tensor) -> torch.Tensor:
+        # `model.model` is the decoder: its last hidden state is after the final norm.
+        states: torch.Tensor = self.model.model(padded, use_cache=False).last_hidden_state
+        return states
+
+    @torch.no_grad()
+    def _packed(
+        self,
+        ids: torch.Tensor,
+        lengths: list[int],
+        compute: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """What `compute` makes of documents [n, T] side by side, end to end again."""
         documents = ids.split(lengths)
         order = sorted(range(len(documents)), key=lambda i: lengths[i], reverse=True)
-        states: list[torch.Tensor] = [torch.empty(0)] * len(documents)
+        results: list[torch.Tensor] = [torch.empty(0)] * len(documents)
         while order:
             longest = max(1, lengths[order[0]])
             group, order = (
@@ -106,11 +138,9 @@ class FrozenTarget:
             padded = ids.new_zeros(len(group), longest)
             for row, document in zip(padded, group, strict=True):
                 row[: lengths[document]] = documents[document]
-            # `model.model` is the decoder: its last hidden state is after the final norm.
-            output = self.model.model(padded, use_cache=False).last_hidden_state
-            for row, document in zip(output, group, strict=True):
-                states[document] = row[: lengths[document]]
-        return torch.cat(states)
+            for row, document in zip(compute(padded), group, strict=True):
+                results[document] = row[: lengths[document]]
+        return torch.cat(results)
 
     @cached_property
     def digest(self) -> str:

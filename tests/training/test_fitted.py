@@ -11,7 +11,7 @@ from fastmtp_sglang.head.config import GEMMA
 from fastmtp_sglang.training import fitted
 from fastmtp_sglang.training.loss import LossWeights, OutputLayer
 from fastmtp_sglang.training.model import ChainHead
-from fastmtp_sglang.training.packing import Document, pack
+from fastmtp_sglang.training.packing import pack
 
 pytestmark = pytest.mark.heavy
 
@@ -24,14 +24,13 @@ def pair(request, tmp_path) -> pairs.Pair:
 
 
 def rows(head, target, documents) -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the map, and the normed stream behind which the next state is."""
-    weight = head.final_layernorm.weight + (head.config.family == GEMMA)
+    """What enters the map, and what the target's last layer reads one position further on."""
     inputs, wanted = [], []
     for document in documents:
-        states = target.packed_hidden_states(document.input_ids, [len(document.input_ids)])
+        states, streams = target.packed_streams(document.input_ids, [len(document.input_ids)])
         tokens = head.token_layernorm(target.embed(document.input_ids[1:]))
         inputs.append(torch.cat((head.hidden_layernorm(states[:-1]), tokens), 1)[1:])
-        wanted.append((states / weight)[2:])
+        wanted.append(streams[2:])
     return torch.cat(inputs).double(), torch.cat(wanted).double()
 
 
@@ -47,30 +46,29 @@ def test_the_map_is_that_of_least_squares(pair, monkeypatch):
 
 
 @torch.no_grad()
-def test_the_block_adds_nothing(pair):
-    head, target = ChainHead.from_pretrained(pair.head), pair.frozen(torch.float32)
-    documents = pairs.random_documents(40, 30)
-    fitted.fit(head, documents, target)
-    (document,) = pairs.random_documents(12, seed=1)
-    batch = pack([document], 1)
-    states = target.packed_hidden_states(document.input_ids, [12])
-    after = head.chain_states(
-        states[batch["rows"]],
-        batch,
-        target.embed,
-        lambda step, _: document.input_ids[batch["rows"] + step],
-        1,
-    )
-    joined = torch.cat(
-        (
-            head.hidden_layernorm(states[:10]),
-            head.token_layernorm(target.embed(document.input_ids[1:11])).masked_fill(
-                torch.arange(10).unsqueeze(1) == 0, 0
-            ),
-        ),
-        1,
-    )
-    torch.testing.assert_close(next(after), head.final_layernorm(head.input_proj(joined)))
+def test_streams_are_what_the_last_layer_reads(pair):
+    """From them, that layer and the last norm give the target's states; documents do not mix."""
+    target = pair.frozen(torch.float32)
+    documents = pairs.random_documents(9, 30, 4)
+    ids = torch.cat([document.input_ids for document in documents])
+    states, streams = target.packed_streams(ids, [9, 30, 4])
+    assert torch.equal(states, target.packed_hidden_states(ids, [9, 30, 4]))
+    output = target.model(ids[9:39].unsqueeze(0), output_hidden_states=True)
+    # The last entry is after the last layer and the norm.
+    torch.testing.assert_close(streams[9:39], output.hidden_states[-2][0], rtol=1e-4, atol=1e-5)
+    assert not target.model.model.layers[-1]._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_the_block_stays_the_copied_layer(pair):
+    head, untouched = (ChainHead.from_pretrained(pair.head) for _ in range(2))
+    fitted.fit(head, pairs.random_documents(40, 30), pair.frozen(torch.float32))
+    changed = {
+        name
+        for name, tensor in head.state_dict().items()
+        if not torch.equal(tensor, untouched.state_dict()[name])
+    }
+    assert changed == {"input_proj.weight"}
 
 
 @torch.no_grad()
@@ -88,12 +86,8 @@ def test_it_foretells_more_than_a_copied_layer(pair):
     assert (found[1] < found[0]).all()
 
 
-def test_stored_states_are_read_and_no_more_than_needed(pair, monkeypatch):
+def test_no_more_is_read_than_needed(pair, monkeypatch):
     monkeypatch.setattr(fitted, "_TOKENS", 50)
+    monkeypatch.setattr(fitted, "_AT_ONCE", 1)
     target, head = pair.frozen(torch.float32), ChainHead.from_pretrained(pair.head)
-    documents = [
-        Document(d.input_ids, d.counted, target.packed_hidden_states(d.input_ids, [30]))
-        for d in pairs.random_documents(*[30] * 6)
-    ]
-    monkeypatch.setattr(type(target), "packed_hidden_states", None)
-    assert fitted.fit(head, documents, target) == 2 * 28
+    assert fitted.fit(head, pairs.random_documents(*[30] * 6), target) == 2 * 28
