@@ -26,8 +26,8 @@ class HeadSection(_Section):
     """Where the head starts.
 
     Attributes:
-        start: `scratch`, `fitted` (scratch, at the best linear map of the data: `fitted`), `native`
-            (the target's MTP layer) or a head directory.
+        start: `scratch`, `fitted` (scratch, its layer reads what the last one does: `fitted`),
+            `native` (the target's MTP layer) or a head directory.
         num_steps: K.
     """
 
