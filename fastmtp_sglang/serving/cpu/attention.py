@@ -67,6 +67,14 @@ def rows_of_verification(
     return rows, seen.prefix.flatten(), seen.tree.flatten()
 
 
+def rows_of_draft_step(
+    requests: Tensor, seq_lens: Tensor, topk: int, num_steps: int, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the branches of a draft step see, as `visibility` takes it; int64 [B] both."""
+    seen = of_drafted_branches(seq_lens, topk, num_steps, step)
+    return requests.repeat_interleave(topk), seen.prefix.flatten(), seen.tree.flatten()
+
+
 def chains(requests: Tensor, seq_lens: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """What n rows a request see, behind integer seq_lens [B] keys: each a key more."""
     requests, prefix = requests.long(), seq_lens.long().unsqueeze(1) + torch.arange(1, n + 1)
@@ -209,14 +217,11 @@ class CpuDraftAttnBackend:
         """
         topk, num_steps = self._shape
         requests, seq_lens = forward_batch.req_pool_indices.long(), forward_batch.seq_lens.long()
-        rows = requests.repeat_interleave(topk)
         for step, backend in enumerate(self.attn_backends):
             req_to_token = backend.req_to_token_pool.req_to_token
             if topk > 1 and step == 0:
                 columns = seq_lens.unsqueeze(1) + torch.arange(topk * num_steps)
                 slots = req_to_token[requests.unsqueeze(1), columns]
                 forward_batch.out_cache_loc = slots.long().flatten()
-            seen = of_drafted_branches(seq_lens, topk, num_steps, step)
-            backend.visible = visibility(
-                req_to_token, rows, seen.prefix.flatten(), seen.tree.flatten()
-            )
+            seen = rows_of_draft_step(requests, seq_lens, topk, num_steps, step)
+            backend.visible = visibility(req_to_token, *seen)

@@ -35,13 +35,13 @@ from fastmtp_sglang.serving.cpu import replay
 from fastmtp_sglang.serving.cpu.attention import (
     CpuAttnBackend,
     chains,
+    rows_of_draft_step,
     rows_of_verification,
     visibility,
 )
 from fastmtp_sglang.serving.cpu.ops import assign_extend_cache_locs
 from fastmtp_sglang.serving.cpu.packed_linear import PackedLMHeadMethod
 from fastmtp_sglang.serving.cpu.tree import build_tree
-from fastmtp_sglang.serving.cpu.visibility import of_drafted_branches
 from fastmtp_sglang.serving.drafting.draft_head import DraftHead, NextTokenIds
 from fastmtp_sglang.serving.drafting.head_model import FastMTPHead
 
@@ -142,12 +142,11 @@ class LeanStep:
         columns = seq_lens.unsqueeze(1) + torch.arange(step, top_k * num_steps, num_steps)
         slots = self._req_to_token[requests.unsqueeze(1), columns]
         batch.out_cache_loc = slots.long().flatten()
-        seen = of_drafted_branches(seq_lens, top_k, num_steps, step)
-        rows = requests.unsqueeze(1).expand_as(columns).flatten()
+        seen = rows_of_draft_step(requests, seq_lens, top_k, num_steps, step)
         positions = (seq_lens + step).unsqueeze(1).expand_as(columns).flatten()
         return self._sweep(
             *(self._head, batch, ids, positions),
-            visibility(self._req_to_token, rows, seen.prefix.flatten(), seen.tree.flatten()),
+            visibility(self._req_to_token, *seen),
             states,
         )
 

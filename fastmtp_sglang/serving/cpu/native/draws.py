@@ -8,7 +8,7 @@ is the largest p / -log u, and -log u >= 1 - u: so the logarithms of few columns
 import numpy as np
 
 from fastmtp_sglang.serving.cpu.native.compiled import helper, operator
-from fastmtp_sglang.serving.cpu.native.filtering import BLOCK, edge_of
+from fastmtp_sglang.serving.cpu.native.filtering import BLOCK, count_blocks, edge_of
 from fastmtp_sglang.serving.cpu.native.machine import floats, integers, small_integers
 from fastmtp_sglang.serving.cpu.native.passes import FIELDS
 
@@ -79,7 +79,7 @@ def draw_kept(op, rows, given, scratch, start, stop):
     """
     op = integers(op, FIELDS)
     width = op[2]
-    blocks = -(-width // BLOCK)
+    blocks = count_blocks(width)
     tops = np.empty(blocks, np.float32)
     largest_bits = small_integers(tops.ctypes.data, blocks)
     for r in range(start, stop):
@@ -184,7 +184,7 @@ def _sort(keys, count):
 @helper
 def _kept(op, r, row, width):
     """Places that are kept of row r, those of the largest first, and how many."""
-    tops = np.empty(-(-width // BLOCK), np.float32)
+    tops = np.empty(count_blocks(width), np.float32)
     smallest, kept, _, _ = edge_of(op, r, row, width, tops.ctypes.data)
     bits = small_integers(row, width)
     keys = np.empty(width, np.int64)

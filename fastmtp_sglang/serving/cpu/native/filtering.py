@@ -21,6 +21,12 @@ _ZERO = np.float32(0.0)
 
 
 @helper
+def count_blocks(width):
+    """How many blocks a row has."""
+    return (width + BLOCK - 1) // BLOCK
+
+
+@helper
 def _digits(row, width, k, limit, lowest, tops):
     """Find the edge of the largest numbers of a row, of those with bits of `lowest` or more.
 
@@ -36,7 +42,7 @@ def _digits(row, width, k, limit, lowest, tops):
         As `edge`.
     """
     numbers, bits = floats(row, width), small_integers(row, width)
-    blocks = (width + BLOCK - 1) // BLOCK
+    blocks = count_blocks(width)
     largest_bits = small_integers(tops, blocks)
     counts, sums = np.empty(_VALUES, np.int64), np.empty(_VALUES, np.float64)
     count, total = np.int64(0), 0.0
@@ -90,7 +96,7 @@ def edge(row, width, k, p, least, tops):
     """
     lowest = np.int64(np.float32(least).view(np.int32)) if least > _ZERO else np.int64(1)
     limit, bound = np.float64(p) if p < 1.0 else np.inf, lowest
-    blocks = (width + BLOCK - 1) // BLOCK
+    blocks = count_blocks(width)
     if k < blocks:
         # At least k numbers are not below the k-th largest of the blocks' largest ones.
         bound = max(bound, _digits(tops, blocks, k, np.inf, np.int64(1), 0)[0])
@@ -107,7 +113,7 @@ def edge(row, width, k, p, least, tops):
 @helper
 def find_tops(row, width, tops):
     """The largest number of each block of a row, float32, and the largest of all."""
-    blocks = (width + BLOCK - 1) // BLOCK
+    blocks = count_blocks(width)
     numbers, most = floats(tops, blocks), _ZERO
     for block in range(blocks):
         start = block * BLOCK
@@ -133,7 +139,7 @@ def keep(op, rows, given, scratch, start, stop):
     """
     op = integers(op, FIELDS)
     width = op[2]
-    tops = np.empty((width + BLOCK - 1) // BLOCK, np.float32)
+    tops = np.empty(count_blocks(width), np.float32)
     for r in range(start, stop):
         row = op[1] + r * width * 4
         smallest, kept, equal, total = edge_of(op, r, row, width, tops.ctypes.data)

@@ -31,32 +31,23 @@ def way_to_read(inputs: int) -> int:
 
 
 @helper
-def multiply(x, x_stride, x_bf16, rows, panel, inputs, weights_bf16, out, out_stride):
+def multiply(x, x_stride, reading, rows, panel, inputs, weights_bf16, out, out_stride):
     """Rows of x by one panel, in passes of nearly equal size."""
-    passes = (rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+    most = TILE_ROWS if reading == TILES else ROWS_AT_ONCE
+    passes = (rows + most - 1) // most
     row = 0
     for i in range(passes):
         n = (rows - row + passes - i - 1) // (passes - i)
-        a = x + row * x_stride * (2 if x_bf16 else 4)
+        a = x + row * x_stride * (4 if reading == FLOATS else 2)
         o = out + row * out_stride * 4
-        if x_bf16:
+        if reading == TILES:
+            tile_product(n, a, x_stride, panel, inputs, o, out_stride)
+        elif reading == PAIRS:
             _by_pairs(n, a, x_stride, panel, inputs, o, out_stride)
         elif weights_bf16:
             _of_pairs(n, a, x_stride, panel, inputs, o, out_stride)
         else:
             _of_floats(n, a, x_stride, panel, inputs, o, out_stride)
-        row += n
-
-
-@helper
-def _multiply_tiles(x, x_stride, rows, panel, inputs, out, out_stride):
-    """`multiply` of bfloat16 by tiles, in passes of nearly equal size."""
-    passes = (rows + TILE_ROWS - 1) // TILE_ROWS
-    row = 0
-    for i in range(passes):
-        n = (rows - row + passes - i - 1) // (passes - i)
-        to = out + row * out_stride * 4
-        tile_product(n, x + row * x_stride * 2, x_stride, panel, inputs, to, out_stride)
         row += n
 
 
@@ -78,10 +69,7 @@ def product(op, rows, given, scratch, start, stop):
         columns = min(PANEL, outputs - column)
         direct = not bf16 and op[8] == 0 and columns == PANEL
         to, stride = (out + column * 4, out_stride) if direct else (tile, PANEL)
-        if reading == TILES:
-            _multiply_tiles(x, x_stride, rows, weights, inputs, to, stride)
-        else:
-            multiply(x, x_stride, reading, rows, weights, inputs, weights_bf16, to, stride)
+        multiply(x, x_stride, reading, rows, weights, inputs, weights_bf16, to, stride)
         if direct:
             continue
         for row in range(rows):
